@@ -1,0 +1,124 @@
+"""Every error that streamtrain raises on purpose, and what the one who catches it does.
+
+    StreamtrainError
+    ├── ConfigError           say it to the user, exit 2; retrying is useless
+    ├── BadSample             count it, name it, go on with the next sample
+    ├── TooManyBadSamples     stop: the stream does not fit the schema
+    ├── SourceError
+    │   ├── SourceUnavailable     back off and retry, then pause
+    │   ├── OffsetOutOfRange      stop: data that was never learned is gone
+    │   ├── PartitionMissing      stop: the topic or file is not there (any more)
+    │   └── SourceRecreated       stop: positions belong to another incarnation
+    ├── LogError
+    │   ├── Fenced                stop writing now: another writer owns the log
+    │   ├── LogFull               pause training, retry when there is room
+    │   ├── CorruptRecord         refuse the file, name it, say the remedy
+    │   └── EpochMissing          the epoch was collected or never written
+    ├── StoreError
+    │   ├── StoreUnavailable      back off, pause; a missing answer is never a default row
+    │   └── StoreRefused          stop: the store is misconfigured or holds another model
+    └── ExportError
+        └── DeltaGap              a follower fetches the base instead
+"""
+
+from __future__ import annotations
+
+
+class StreamtrainError(Exception):
+    """Base of all. Its text is for the user: what failed, where, and what to do."""
+
+
+class ConfigError(StreamtrainError):
+    """A setting is unknown, of the wrong type, out of range or contradicts another. Exit 2."""
+
+
+class BadSample(StreamtrainError):
+    """One record cannot become a sample. Count it, name it, go on.
+
+    Attributes:
+      reason: a short fixed word for metrics: `json`, `type`, `non_finite`, `label`, `length`, `missing`, `too_large`.
+      field: the field at fault, or None when the record as a whole is.
+      partition, offset: where the record stands; None until the consumer's frame fills them in.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        partition: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        self.reason, self.detail, self.field = reason, detail, field
+        self.partition, self.offset = partition, offset
+        super().__init__(reason, detail, field, partition, offset)
+
+    def __str__(self) -> str:
+        place = "" if self.partition is None else f"{self.partition} offset {self.offset}: "
+        field = "" if self.field is None else f"field {self.field!r}: "
+        return f"{place}{field}{self.detail}"
+
+
+class TooManyBadSamples(StreamtrainError):
+    """The bad share of a window passed its bound. Stop: this is the wrong schema or a broken producer."""
+
+
+class SourceError(StreamtrainError):
+    """Something about the source of samples."""
+
+
+class SourceUnavailable(SourceError):
+    """The broker or file system did not answer. Back off and retry."""
+
+
+class OffsetOutOfRange(SourceError):
+    """The position to resume from is no longer (or not yet) in the source. Stop."""
+
+
+class PartitionMissing(SourceError):
+    """A topic, partition or file that the positions or settings name does not exist. Stop."""
+
+
+class SourceRecreated(SourceError):
+    """The topic or file was recreated: old positions mean nothing in it. Stop."""
+
+
+class LogError(StreamtrainError):
+    """Something about the epoch log."""
+
+
+class Fenced(LogError):
+    """Another writer appended this epoch. Stop writing at once; nothing of this step was committed."""
+
+
+class LogFull(LogError):
+    """No room to write an epoch. Nothing was lost: pause, and retry when there is room."""
+
+
+class CorruptRecord(LogError):
+    """A file of the log does not match its digest, chain or format. Refuse it."""
+
+
+class EpochMissing(LogError):
+    """The epoch asked for is not in the log: collected, or not written yet."""
+
+
+class StoreError(StreamtrainError):
+    """Something about the row store."""
+
+
+class StoreUnavailable(StoreError):
+    """The store did not answer in time. Back off and pause; never read it as 'no such row'."""
+
+
+class StoreRefused(StoreError):
+    """The store is misconfigured, holds another model, or refused a stale writer. Stop."""
+
+
+class ExportError(StreamtrainError):
+    """An export directory is damaged or of another model."""
+
+
+class DeltaGap(ExportError):
+    """A delta does not follow the version held. The follower fetches the base."""

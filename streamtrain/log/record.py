@@ -1,0 +1,100 @@
+"""What one epoch record (or base) holds, in memory. `docs/epoch-log.md` specifies it on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["EpochRecord", "SpanTable", "TableRows"]
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """Rows of one embedding table as absolute values, and ids removed.
+
+    Attributes:
+      ids: `[R]` uint64, distinct.
+      weights: `[R, D]` float32.
+      slots: `[R, K]` float32, the row optimizer's state; K may be 0.
+      counts: `[R]` uint32, occurrences learned from (saturating).
+      last_steps: `[R]` uint32, step of the last update, modulo 2^32.
+      tombstones: `[T]` uint64, ids removed; disjoint from `ids`.
+    """
+
+    ids: NDArray[np.uint64]
+    weights: NDArray[np.float32]
+    slots: NDArray[np.float32]
+    counts: NDArray[np.uint32]
+    last_steps: NDArray[np.uint32]
+    tombstones: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+
+    @staticmethod
+    def empty(dim: int, slots: int) -> TableRows:
+        """No rows, of a table of `dim` weights and `slots` optimizer floats a row."""
+        return TableRows(
+            np.empty(0, np.uint64),
+            np.empty((0, dim), np.float32),
+            np.empty((0, slots), np.float32),
+            np.empty(0, np.uint32),
+            np.empty(0, np.uint32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SpanTable:
+    """The spans that made up every minibatch of an epoch, in order: enough to replay it.
+
+    Attributes:
+      partitions: names that `spans` refers to by index.
+      spans: `[n, 5]` int64 columns: step, partition index, first offset, next offset, good samples.
+    """
+
+    partitions: tuple[str, ...] = ()
+    spans: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 5), np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """Everything that one epoch of learning changed, or (a base) everything there is at its epoch.
+
+    Attributes:
+      epoch: its number; 0 is the genesis of a model, written before the first sample.
+      previous: hex digest of the record before it; "" for epoch 0. In a base: the digest of epoch `epoch`.
+      step_first, step_next: steps step_first <= s < step_next were taken in it.
+      samples: samples learned in it.
+      samples_total: samples learned by the model up to its end.
+      bad_samples: records refused in its spans.
+      positions: by partition, the next offset to read.
+      spans: the minibatches.
+      event_time_ms: (min, max) of the samples' event times, or None where it has no sample.
+      record_time_ms: (min, max) of when the records reached the source, or None.
+      watermark_ms: the largest event time seen by the model so far, or None.
+      committed_at_ms: wall clock of the writer, milliseconds since 1970. Informative only.
+      writer: who wrote it (host, process, incarnation). Informative only.
+      tables: by name, the changed rows.
+      dense: by name, the dense parameters and optimizer state, whole.
+      metrics: by name, the accumulators of prequential evaluation, whole.
+      notes: small free-form facts for the lineage (restart, configuration change), str to str.
+    """
+
+    epoch: int
+    previous: str
+    step_first: int
+    step_next: int
+    samples: int
+    samples_total: int
+    positions: Mapping[str, int]
+    tables: Mapping[str, TableRows]
+    dense: Mapping[str, np.ndarray]
+    metrics: Mapping[str, np.ndarray]
+    spans: SpanTable = SpanTable()
+    bad_samples: int = 0
+    event_time_ms: tuple[int, int] | None = None
+    record_time_ms: tuple[int, int] | None = None
+    watermark_ms: int | None = None
+    committed_at_ms: int = 0
+    writer: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)

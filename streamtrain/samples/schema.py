@@ -1,0 +1,164 @@
+"""What a sample looks like: its slots, labels, weight and event time, as the user's TOML states them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from streamtrain.settings import Settings
+
+__all__ = [
+    "AnySlot",
+    "BucketSlot",
+    "CrossSlot",
+    "DenseSlot",
+    "Schema",
+    "SequenceSlot",
+    "SparseSlot",
+]
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")]
+
+
+class SparseSlot(Settings):
+    """A slot of feature ids: one or many of them a sample, each with an optional weight."""
+
+    kind: Literal["sparse"] = "sparse"
+    field: str | None = None
+    """The field of the record to read. Default: the slot's name."""
+    type: Literal["int", "string"] = "int"
+    """Whether the record holds 64-bit integers or strings. `5` and `"5"` are different features."""
+    many: bool = False
+    """Whether the field holds a list of ids rather than one id."""
+    weights: str | None = None
+    """The field that holds one float per id of the list. Needs `many = true` and `pooling = "weighted"`."""
+    table: str | None = None
+    """The embedding table. Default: the only table, where there is one."""
+    shares: str | None = None
+    """Another slot whose table and feature ids this slot shares: the same value is the same row."""
+    pooling: Literal["sum", "mean", "weighted"] = "sum"
+    """How the rows of many ids become one vector. `weighted` is the sum of weight times row."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SparseSlot:
+        if self.weights is not None and not self.many:
+            raise ValueError("weights need many = true")
+        if (self.weights is not None) != (self.pooling == "weighted"):
+            raise ValueError('weights and pooling = "weighted" go together')
+        return self
+
+
+class SequenceSlot(Settings):
+    """A slot of ordered ids, oldest first, such as a behaviour history."""
+
+    kind: Literal["sequence"]
+    field: str | None = None
+    """The field of the record to read (a list). Default: the slot's name."""
+    type: Literal["int", "string"] = "int"
+    """Whether the record holds 64-bit integers or strings."""
+    length_max: int = Field(default=50, ge=1, le=4096)
+    """Longer lists keep their last `length_max` ids, which are the newest."""
+    table: str | None = None
+    """The embedding table. Default: the only table, where there is one."""
+    shares: str | None = None
+    """Another slot whose table and feature ids this slot shares: a history of items shares with the item."""
+    pooling: Literal["none", "sum", "mean"] = "none"
+    """`none` hands the model the padded sequence and its mask; the others pool it like a sparse slot."""
+
+
+class DenseSlot(Settings):
+    """A slot of floats that the model sees as they are."""
+
+    kind: Literal["dense"]
+    field: str | None = None
+    """The field of the record to read. Default: the slot's name."""
+    size: int = Field(default=1, ge=1, le=65536)
+    """How many floats. 1 reads a number, more reads a list of exactly that many. A missing one is zeros."""
+
+
+class BucketSlot(Settings):
+    """A number turned into one feature id: the bucket that it falls into."""
+
+    kind: Literal["bucket"]
+    field: str | None = None
+    """The field of the record to read (a number). Default: the slot's name."""
+    boundaries: list[float] = Field(min_length=1, max_length=65536)
+    """Ascending. Bucket 0 is below the first; bucket i holds boundaries[i-1] <= number < boundaries[i]."""
+    table: str | None = None
+    """The embedding table. Default: the only table, where there is one."""
+    pooling: Literal["sum"] = "sum"
+    """A bucket is one id."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> BucketSlot:
+        if any(a >= b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
+            raise ValueError("boundaries must be ascending, each larger than the one before")
+        return self
+
+
+class CrossSlot(Settings):
+    """The combinations of the ids of two or more sparse, bucket or cross slots, each a feature id of its own."""
+
+    kind: Literal["cross"]
+    of: list[str] = Field(min_length=2, max_length=4)
+    """The slots to combine. A sample where one of them is empty has no combination."""
+    combinations_max: int = Field(default=256, ge=1, le=65536)
+    """A sample with more combinations than this is a bad sample."""
+    table: str | None = None
+    """The embedding table. Default: the only table, where there is one."""
+    pooling: Literal["sum", "mean"] = "sum"
+    """How the rows of many combinations become one vector."""
+
+
+AnySlot = Annotated[
+    Annotated[SparseSlot, Tag("sparse")]
+    | Annotated[SequenceSlot, Tag("sequence")]
+    | Annotated[DenseSlot, Tag("dense")]
+    | Annotated[BucketSlot, Tag("bucket")]
+    | Annotated[CrossSlot, Tag("cross")],
+    Discriminator(lambda v: v.get("kind", "sparse") if isinstance(v, dict) else getattr(v, "kind", None)),
+]
+
+
+class Schema(Settings):
+    """The samples of a stream."""
+
+    labels: list[Name] = Field(min_length=1, max_length=64)
+    """Fields that hold a number from 0 to 1, one a task. A sample without one of them is bad."""
+    event_time: str | None = None
+    """Field with the event time in milliseconds since 1970 (an integer). Default: the record's own time."""
+    weight: str | None = None
+    """Field with the sample's weight, a number >= 0. Default, also where it is missing: 1."""
+    slots: dict[Name, AnySlot] = Field(min_length=1, max_length=4096)
+    """The slots by name."""
+
+    @model_validator(mode="after")
+    def _references(self) -> Schema:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must be distinct")
+        seen: set[str] = set()
+        for name, slot in self.slots.items():
+            shares = getattr(slot, "shares", None)
+            if shares is not None:
+                other: Any = self.slots.get(shares)
+                if not isinstance(other, (SparseSlot, SequenceSlot)) or other.shares is not None:
+                    raise ValueError(f"slots.{name}.shares: {shares!r} is not a sparse or sequence slot that owns its ids")
+                if other.type != slot.type:  # type: ignore[union-attr]
+                    raise ValueError(f"slots.{name}.shares: {shares!r} holds {other.type} ids, this slot {slot.type}")  # type: ignore[union-attr]
+                if getattr(slot, "table", None) is not None:
+                    raise ValueError(f"slots.{name}: give shares or table, not both")
+            if isinstance(slot, CrossSlot):
+                for part in slot.of:
+                    if part not in seen or not isinstance(self.slots[part], (SparseSlot, BucketSlot, CrossSlot)):
+                        raise ValueError(f"slots.{name}.of: {part!r} is not a sparse, bucket or cross slot above it")
+            seen.add(name)
+        return self
+
+    def namespace(self, name: str) -> str:
+        """The namespace of a slot's feature ids: its own name, or that of the slot it shares with."""
+        return getattr(self.slots[name], "shares", None) or name
+
+    def table(self, name: str) -> str | None:
+        """The table that a slot names, itself or through the slot it shares with; None leaves it to the default."""
+        return getattr(self.slots[self.namespace(name)], "table", None)

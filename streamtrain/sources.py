@@ -1,0 +1,116 @@
+"""The contract between the daemon and a source of samples. `consumers/` implements it; so may anyone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Chunk", "Positions", "Source", "SourceSettings", "Span"]
+
+Positions = Mapping[str, int]
+"""Where reading resumes: by partition, the next offset to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Records `first` to `next` (exclusive) of a partition, which held `samples` good samples.
+
+    Offsets in between may be missing (transactions, compaction); bad records are inside the span but not counted.
+    """
+
+    partition: str
+    first: int
+    next: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of undecoded records of one partition, in order.
+
+    Attributes:
+      partition: Kafka: `topic:number`; files: the path as the settings' folder sees it.
+      first: where the chunk begins; the `next` of the chunk of that partition before it.
+      next: the next offset to read after it; larger than the last offset + 1 where records are missing.
+      offsets: `[n]` int64, each record's offset (a file's row number).
+      times_ms: `[n]` int64, each record's time in milliseconds since 1970.
+      records: n payloads as bytes (None for a null record), or an Arrow table of n rows.
+    """
+
+    partition: str
+    first: int
+    next: int
+    offsets: NDArray[np.int64]
+    times_ms: NDArray[np.int64]
+    records: Sequence[bytes | None] | pa.Table
+
+
+class SourceSettings(Settings):
+    """What every source's settings have. A plug-in's own `Settings` class extends it."""
+
+    kind: str
+    """Which consumer plug-in reads the samples: `kafka`, `files`, or a third party's."""
+
+
+class Source(Protocol):
+    """Reads chunks, resumes at positions, reads a span again. All methods run on the daemon's loop.
+
+    A class with this shape is registered under the entry-point group `streamtrain.consumers`. It has a class
+    attribute `Settings` (a `SourceSettings`) and is made by `cls(settings, until_end=False)`.
+
+    Attributes:
+      sequential: True where partitions follow one another (files): only the one being read has a position.
+    """
+
+    Settings: type[SourceSettings]
+    sequential: bool
+
+    def __init__(self, settings: Any, *, until_end: bool = False) -> None: ...
+
+    async def start(self, positions: Positions | None) -> dict[str, int]:
+        """Connects and seeks. `None` means a new model: the settings say where it begins.
+
+        Returns:
+          The positions that reading starts at.
+
+        Raises:
+          OffsetOutOfRange, PartitionMissing, SourceRecreated, SourceUnavailable.
+        """
+        ...
+
+    async def read(self) -> Chunk | None:
+        """Waits for the next chunk (bounded in records and bytes). None: the end, only where `until_end`.
+
+        Cancelling it loses nothing. It applies back-pressure: what is not read is not fetched without bound.
+
+        Raises: as `start`.
+        """
+        ...
+
+    async def read_span(self, partition: str, first: int, next: int) -> list[Chunk]:
+        """Reads records `first` to `next` (exclusive) again, for replay, whatever `start` and `read` did.
+
+        Raises: as `start`; OffsetOutOfRange where a part of the span is gone.
+        """
+        ...
+
+    async def committed(self, positions: Positions) -> None:
+        """Is told of positions after the epoch that holds them is durable. Best effort, never raises SourceError."""
+        ...
+
+    def lag_records(self) -> dict[str, int]:
+        """By partition, the records between the last one read and the newest known. May be empty."""
+        ...
+
+    async def close(self) -> None:
+        """Stops reading and releases everything. Safe to call twice."""
+        ...

@@ -1,0 +1,124 @@
+"""Settings of embedding tables and their row optimizers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from streamtrain.settings import Settings
+
+__all__ = ["Adagrad", "Adam", "AnyInit", "AnyOptimizer", "Constant", "Ftrl", "Normal", "RowwiseAdagrad", "Sgd", "TableSettings", "Uniform"]
+
+Rate = Annotated[float, Field(gt=0, le=1000)]
+
+
+class Sgd(Settings):
+    """w -= learning_rate * (gradient + l2 * w)."""
+
+    kind: Literal["sgd"]
+    learning_rate: Rate = 0.05
+    """Step size."""
+    l2: float = Field(default=0.0, ge=0)
+    """Weight decay added to the gradient of touched rows."""
+
+
+class Adagrad(Settings):
+    """Per-element step sizes from the sum of squared gradients (Duchi, Hazan and Singer, JMLR 2011)."""
+
+    kind: Literal["adagrad"] = "adagrad"
+    learning_rate: Rate = 0.05
+    """Step size."""
+    initial_accumulator: float = Field(default=0.1, ge=0)
+    """What the sum of squares starts at."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the sum."""
+    l2: float = Field(default=0.0, ge=0)
+    """Weight decay added to the gradient of touched rows."""
+
+
+class RowwiseAdagrad(Settings):
+    """One step size a row, from the mean of squared gradients: D - 1 floats a row fewer (FBGEMM's)."""
+
+    kind: Literal["rowwise_adagrad"]
+    learning_rate: Rate = 0.05
+    """Step size."""
+    initial_accumulator: float = Field(default=0.1, ge=0)
+    """What the sum of mean squares starts at."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the sum."""
+    l2: float = Field(default=0.0, ge=0)
+    """Weight decay added to the gradient of touched rows."""
+
+
+class Adam(Settings):
+    """Adam on touched rows only, bias-corrected by each row's own number of updates (Kingma and Ba, 2015)."""
+
+    kind: Literal["adam"]
+    learning_rate: Rate = 0.001
+    """Step size."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
+    l2: float = Field(default=0.0, ge=0)
+    """Weight decay added to the gradient of touched rows."""
+
+
+class Ftrl(Settings):
+    """FTRL-proximal, per element (McMahan et al., KDD 2013)."""
+
+    kind: Literal["ftrl"]
+    alpha: Rate = 0.05
+    """Step size."""
+    beta: float = Field(default=1.0, ge=0)
+    """Smooths the first steps."""
+    l1: float = Field(default=0.0, ge=0)
+    """Makes weights exactly zero."""
+    l2: float = Field(default=0.0, ge=0)
+    """Shrinks weights."""
+
+
+AnyOptimizer = Annotated[Sgd | Adagrad | RowwiseAdagrad | Adam | Ftrl, Field(discriminator="kind")]
+
+
+class Uniform(Settings):
+    """Each weight uniform in [-scale, scale)."""
+
+    kind: Literal["uniform"]
+    scale: float = Field(default=0.01, ge=0)
+    """Half the width."""
+
+
+class Normal(Settings):
+    """Each weight normal with mean 0."""
+
+    kind: Literal["normal"] = "normal"
+    std: float = Field(default=0.01, ge=0)
+    """Standard deviation."""
+
+
+class Constant(Settings):
+    """Every weight the same; FTRL and linear models start at 0."""
+
+    kind: Literal["constant"]
+    value: float = 0.0
+    """The weight."""
+
+
+AnyInit = Annotated[Uniform | Normal | Constant, Field(discriminator="kind")]
+
+
+class TableSettings(Settings):
+    """One embedding table."""
+
+    dim: int = Field(ge=1, le=4096)
+    """Floats a row. `deepfm` uses the first as the linear weight; `linear` needs 1."""
+    optimizer: AnyOptimizer = Adagrad()
+    """The row optimizer."""
+    init: AnyInit = Normal()
+    """How a new row starts; decided by hash of (seed, table, id), the same in every run."""
+    rows_max: int = Field(default=16_777_216, ge=1, le=2_000_000_000)
+    """Bound on rows. When it is reached the daemon stops and says so; address space, not memory, is reserved for it."""

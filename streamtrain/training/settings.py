@@ -1,0 +1,33 @@
+"""Settings of training: minibatches, evaluation windows, and what happens to bad samples."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from streamtrain.settings import Settings
+
+__all__ = ["BadSampleSettings", "TrainingSettings"]
+
+
+class BadSampleSettings(Settings):
+    """One poisoned record never stops the stream; a flood of them never passes silently."""
+
+    share_max: float = Field(default=0.05, ge=0, le=1)
+    """The daemon stops when more than this share of a window is bad. 1 never stops."""
+    window: int = Field(default=1000, ge=1, le=10_000_000)
+    """Records a window."""
+
+
+class TrainingSettings(Settings):
+    """How samples become steps."""
+
+    batch_size: int = Field(default=64, ge=1, le=65_536)
+    """Samples a minibatch. Small ones learn more from each sample, large ones learn faster."""
+    linger_ms: int = Field(default=50, ge=0, le=60_000)
+    """A minibatch that is not full is learned from after this time."""
+    queue_chunks_max: int = Field(default=4, ge=1, le=1024)
+    """Decoded chunks that may wait for the trainer. When it is full, reading waits; then partitions pause."""
+    window_samples: int = Field(default=50_000, ge=100, le=1_000_000_000)
+    """Samples a window of prequential evaluation."""
+    bad_samples: BadSampleSettings = BadSampleSettings()
+    """What happens to records that are not samples."""

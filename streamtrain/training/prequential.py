@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 __all__ = ["Accumulator", "Prequential", "Quality", "sigmoid"]
 
 # Logits are counted in bins of 12 / 1024: two scores that differ by less count as a tie, which moves an AUC by
-# less than 1e-5 (tests compare with the exact one).
+# less than 5e-5 over many samples (a test compares with the exact one).
 _BINS = 2048
 _LOGIT_MAX = 12.0
 

@@ -1,0 +1,80 @@
+"""Fixtures for real servers. On CI (`CI=true`) a missing server fails the tests; elsewhere it skips them, loudly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.servers import KafkaServer, RedisCluster, RedisServer, ServerFailed, missing_programs
+
+_absent: dict[str, str] = {}
+
+
+def _require(server: str, *programs: str) -> None:
+    if missing := missing_programs(*programs):
+        _refuse(server, f"{' and '.join(missing)} not found on PATH")
+
+
+def _refuse(server: str, why: str) -> None:
+    """Ends the test: failed where every server is required, skipped elsewhere."""
+    _absent[server] = why
+    if os.environ.get("CI", "").lower() in ("1", "true"):
+        pytest.fail(f"no real {server}: {why}; CI=true requires it", pytrace=False)
+    pytest.skip(f"no real {server}: {why}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for server, why in sorted(_absent.items()):
+        terminalreporter.write_line(f"NOT TESTED against a real {server}: {why}", yellow=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaServer]:
+    """The session's Kafka broker. Tests name their own topics; one that stops the broker starts it again."""
+    _require("Kafka", "java", "mvn")
+    try:
+        with KafkaServer() as server:
+            yield server
+    except ServerFailed as error:
+        _refuse("Kafka", str(error))
+
+
+@pytest.fixture(scope="session")
+def _session_redis() -> Iterator[RedisServer]:
+    _require("Redis", "redis-server", "redis-cli")
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(_session_redis: RedisServer) -> RedisServer:
+    """The session's Redis, empty; started again where the test before left it stopped."""
+    _session_redis.start()
+    _session_redis.flush()
+    return _session_redis
+
+
+@pytest.fixture
+def start_redis() -> Iterator[Callable[..., RedisServer]]:
+    """Starts Redis servers of the test's own, with `RedisServer`'s arguments; all end with the test."""
+    _require("Redis", "redis-server", "redis-cli")
+    with ExitStack() as servers:
+        yield lambda *arguments, **options: servers.enter_context(RedisServer(*arguments, **options))
+
+
+@pytest.fixture(scope="session")
+def _session_redis_cluster() -> Iterator[RedisCluster]:
+    _require("Redis Cluster", "redis-server", "redis-cli")
+    with RedisCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(_session_redis_cluster: RedisCluster) -> RedisCluster:
+    """The session's Redis Cluster of three masters, empty; nodes that were left stopped are started again."""
+    _session_redis_cluster.start()
+    _session_redis_cluster.flush()
+    return _session_redis_cluster

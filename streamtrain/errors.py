@@ -16,6 +16,7 @@
     │   └── EpochMissing          the epoch was collected or never written
     ├── StoreError
     │   ├── StoreUnavailable      back off, pause; a missing answer is never a default row
+    │   ├── StoreBehind           repair it from the log; until then, nothing may be read from it
     │   └── StoreRefused          stop: the store is misconfigured or holds another model
     └── ExportError
         └── DeltaGap              a follower fetches the base instead
@@ -110,6 +111,10 @@ class StoreError(StreamtrainError):
 
 class StoreUnavailable(StoreError):
     """The store did not answer in time. Back off and pause; never read it as 'no such row'."""
+
+
+class StoreBehind(StoreError):
+    """A shard lacks epochs, rows, or everything. The applier repairs it from the log; readers wait for that."""
 
 
 class StoreRefused(StoreError):

@@ -1,0 +1,222 @@
+"""A safetensors file with a JSON document and its own SHA-256 in the header: what every file of the log is.
+
+Layout (docs/epoch-log.md): 8 bytes little-endian header length, the header (JSON, padded with spaces so that data begin
+8-byte aligned), then the tensors by descending item size and then by name, without holes, so each is aligned.
+The header begins with exactly `{"__metadata__":{"digest":"`, so the 64 hex digits of the digest stand at a fixed place.
+The digest is the SHA-256 of the whole file with those 64 digits replaced by zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+
+from streamtrain.errors import CorruptRecord
+from streamtrain.log.files import Files
+
+__all__ = ["DIGEST_OFFSET", "Container", "Stream", "read_digest", "write"]
+
+DOCUMENT_KEY = "streamtrain"
+_PREFIX = b'{"__metadata__":{"digest":"'
+DIGEST_OFFSET = 8 + len(_PREFIX)
+_ZEROS = b"0" * 64
+_HEADER_BYTES_MAX = 100_000_000  # the safetensors format's own limit
+_CHUNK_BYTES = 1 << 20
+
+_DTYPES = {
+    "BOOL": "?", "I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "F16": "<f2",
+    "I32": "<i4", "U32": "<u4", "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8",
+}  # fmt: skip
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(code) for name, code in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A tensor that is made piece by piece while it is written, never held whole.
+
+    Attributes:
+      dtype, shape: of the whole.
+      chunks: called once per writing; yields arrays that, one after the other, are the whole in C order.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[np.ndarray]]
+
+
+class Sink(Protocol):
+    """Where `write` puts the bytes: an `Aside`, or whatever has these two methods."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+    def patch(self, offset: int, data: bytes | memoryview) -> None: ...
+
+
+def write(
+    document: Mapping[str, Any], tensors: Mapping[str, np.ndarray | Stream], sink: Sink | None = None
+) -> str:
+    """Writes a file, or (without a sink) only computes the digest that it would have.
+
+    Args:
+      document: JSON values; keys are sorted, so equal documents give equal bytes.
+      tensors: by name; of the dtypes in `DTYPES`, any byte order and strides.
+
+    Returns:
+      The digest, 64 hex digits.
+
+    Raises:
+      ValueError: a dtype that the format does not have, or a header above 100 MB.
+      OSError: the sink's.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header = _header(document, ordered)
+    digest = hashlib.sha256()
+    for data in _pieces(header, ordered):
+        digest.update(data)
+        if sink is not None:
+            sink.write(data)
+    if sink is not None:
+        sink.patch(DIGEST_OFFSET, digest.hexdigest().encode())
+    return digest.hexdigest()
+
+
+def _header(document: Mapping[str, Any], ordered: list[tuple[str, np.ndarray | Stream]]) -> bytes:
+    text = orjson.dumps(document, option=orjson.OPT_SORT_KEYS).decode()
+    header: dict[str, Any] = {"__metadata__": {"digest": _ZEROS.decode(), DOCUMENT_KEY: text}}
+    offset = 0
+    for name, tensor in ordered:
+        dtype = tensor.dtype.newbyteorder("<")
+        if dtype not in _NAMES:
+            raise ValueError(
+                f"tensor {name!r} is {tensor.dtype}; the format has {', '.join(map(str, _NAMES))}: cast it"
+            )
+        end = offset + math.prod(tensor.shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": tensor.shape, "data_offsets": (offset, end)}
+        offset = end
+    packed = orjson.dumps(header)
+    packed += b" " * (-len(packed) % 8)
+    if len(packed) > _HEADER_BYTES_MAX:
+        raise ValueError(
+            f"the header has {len(packed)} bytes; the safetensors format allows {_HEADER_BYTES_MAX}"
+        )
+    assert packed.startswith(_PREFIX)
+    return len(packed).to_bytes(8, "little") + packed
+
+
+def _pieces(header: bytes, ordered: list[tuple[str, np.ndarray | Stream]]) -> Iterator[bytes | memoryview]:
+    yield header
+    for name, tensor in ordered:
+        written = 0
+        for chunk in tensor.chunks() if isinstance(tensor, Stream) else (tensor,):
+            little = np.ascontiguousarray(chunk, dtype=tensor.dtype.newbyteorder("<"))
+            written += little.nbytes
+            yield little.reshape(-1).view(np.uint8).data
+        # A wrong stream would shift every tensor after it; it must never get as far as a name.
+        if written != math.prod(tensor.shape) * tensor.dtype.itemsize:
+            raise ValueError(
+                f"the stream of tensor {name!r} gave {written} bytes, not those of shape {tensor.shape}"
+            )
+
+
+def read_digest(path: Path, files: Files) -> str:
+    """Reads the digest that a file claims to have, nothing else.
+
+    Raises:
+      CorruptRecord: the file does not begin like one of ours.
+      FileNotFoundError, OSError.
+    """
+    with files.open(path) as file:
+        start = file.read(DIGEST_OFFSET + 64)
+    if start[8:DIGEST_OFFSET] != _PREFIX or len(start) != DIGEST_OFFSET + 64:
+        raise CorruptRecord(f"{path}: the file is cut short, or does not begin with a streamtrain header")
+    return _hex(path, start[DIGEST_OFFSET:])
+
+
+class Container:
+    """An open file: its document, and its tensors as read-only views of mapped memory.
+
+    Reading a tensor costs only the pages touched, and the memory is the page cache's. The views outlive the
+    file's name; they keep one descriptor open until the last of them is gone.
+
+    Attributes:
+      path: the file.
+      size_bytes: its size.
+      digest: the digest that the header claims; `check` compares.
+      document: the JSON document.
+      tensors: by name, views in the file's order.
+    """
+
+    def __init__(self, path: Path, files: Files | None = None, *, check: bool = True) -> None:
+        """Opens and parses a file.
+
+        Args:
+          check: compares the digest, which reads every byte once.
+
+        Raises:
+          CorruptRecord: naming the file and what is wrong with it.
+          FileNotFoundError, OSError.
+        """
+        self.path = path
+        self.digest = read_digest(path, files := files or Files())
+        with files.open(path) as file:
+            if check:
+                self._check_digest(iter(lambda: file.read(_CHUNK_BYTES), b""))
+            mapping = files.map(file)
+        self.size_bytes = len(mapping)
+        length = int.from_bytes(mapping[:8], "little")
+        if length > min(_HEADER_BYTES_MAX, self.size_bytes - 8):
+            raise self._corrupt(f"the header claims {length} bytes of a file of {self.size_bytes}")
+        try:
+            header = orjson.loads(mapping[8 : 8 + length])
+            self.document: dict[str, Any] = orjson.loads(header.pop("__metadata__")[DOCUMENT_KEY])
+            self.tensors = dict(self._views(header, memoryview(mapping)[8 + length :]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._corrupt(f"the header cannot be read ({error!r})") from error
+
+    def _check_digest(self, chunks: Iterator[bytes]) -> None:
+        # The descriptor is read, not the mapping: a failing disk is then an error to report, not a signal that kills.
+        first = next(chunks)
+        digest = hashlib.sha256(first[:DIGEST_OFFSET] + _ZEROS + first[DIGEST_OFFSET + 64 :])
+        for chunk in chunks:
+            digest.update(chunk)
+        if digest.hexdigest() != self.digest:
+            raise self._corrupt(
+                f"its SHA-256 is {digest.hexdigest()[:16]}…, its header says {self.digest[:16]}…"
+            )
+
+    def _views(self, header: dict[str, Any], data: memoryview) -> Iterator[tuple[str, np.ndarray]]:
+        offset = 0
+        for name, spec in header.items():
+            dtype, shape = DTYPES[spec["dtype"]], tuple(spec["shape"])
+            begin, end = spec["data_offsets"]
+            if (
+                begin != offset
+                or end != begin + math.prod(shape) * dtype.itemsize
+                or min(shape, default=0) < 0
+            ):
+                raise ValueError(
+                    f"tensor {name!r} does not follow the one before it, or its shape is not its size"
+                )
+            if end > len(data):
+                raise ValueError(f"tensor {name!r} ends at {end} of {len(data)} bytes")
+            yield name, np.ndarray(shape, dtype, buffer=data[begin:end])
+            offset = end
+        if offset != len(data):
+            raise ValueError(f"{len(data) - offset} bytes follow the last tensor")
+
+    def _corrupt(self, what: str) -> CorruptRecord:
+        return CorruptRecord(f"{self.path}: {what}")
+
+
+def _hex(path: Path, digits: bytes) -> str:
+    try:
+        return bytes.fromhex(digits.decode()).hex()
+    except ValueError as error:
+        raise CorruptRecord(f"{path}: the digest in the header is not 64 hex digits") from error

@@ -1,0 +1,188 @@
+"""The epoch log on a file system: append by compare-and-swap, one writer at a time. The one commit point."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from streamtrain.errors import CorruptRecord, EpochMissing, Fenced, LogError
+from streamtrain.log import container, format
+from streamtrain.log.files import Aside, Files, clean_asides, typed_errors
+from streamtrain.log.model import ModelDescription
+from streamtrain.log.reader import LogReader
+from streamtrain.log.record import EpochRecord
+
+__all__ = ["EpochLog"]
+
+
+class EpochLog(LogReader):
+    """One model's log. Reading is safe from any thread and process; `append` is for one thread of one process.
+
+    Make one with `create`, `open` or `open_or_create`.
+    """
+
+    def __init__(self, path: Path, model: ModelDescription, files: Files) -> None:
+        super().__init__(path, model, files)
+        self._tail: tuple[int, str] | None = None
+
+    @classmethod
+    def create(
+        cls, path: Path | str, name: str, job: Mapping[str, Any], files: Files | None = None
+    ) -> EpochLog:
+        """Makes the directory and its `model.json`, with a new model id. Empty until epoch 0 is appended.
+
+        Args:
+          name: the model's name, for people.
+          job: the resolved description of the job, JSON values, no secrets.
+
+        Raises:
+          LogError: there is a log already, or the directory cannot be written.
+        """
+        path, files = Path(path).absolute(), files or Files()
+        model = ModelDescription.new(name, job)
+        with typed_errors("create the epoch log", path):
+            for directory in (path, path / "epochs", path / "bases", path / "tmp"):
+                files.make_directory(directory)
+            with Aside(files, path / "tmp", "model.json") as aside:
+                aside.write(model.to_json())
+                try:
+                    aside.link(path / "model.json")
+                except FileExistsError as error:
+                    raise LogError(
+                        f"{path} holds an epoch log already; open it, or choose another directory"
+                    ) from error
+            files.sync_directory(path)
+            files.sync_directory(path.parent)
+        return cls(path, model, files)
+
+    @classmethod
+    def open_or_create(
+        cls, path: Path | str, name: str, job: Mapping[str, Any], files: Files | None = None
+    ) -> EpochLog:
+        """Opens the log, or creates it where `model.json` is missing; another process may do so at the same time.
+
+        Raises: as `create` and `open`.
+        """
+        if not (Path(path) / "model.json").exists():
+            try:
+                return cls.create(path, name, job, files)
+            except LogError as error:
+                if not isinstance(error.__cause__, FileExistsError):
+                    raise
+        return cls.open(path, files)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the log for writing, so that a second daemon is told at once; removes what dead writers left in `tmp/`.
+
+        A courtesy: the fence is `append` itself.
+
+        Raises:
+          Fenced: naming the process that holds it.
+          LogError: the lock file cannot be written.
+        """
+        path = self.path / "LOCK"
+        with typed_errors("lock", path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            with typed_errors("lock", path):
+                self._take(descriptor, path)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _take(self, descriptor: int, path: Path) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = path.read_text(errors="replace").strip() or "unknown"
+            raise Fenced(
+                f"another daemon ({holder}) writes the log {self.path}; stop it, or give this one a directory of its own"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()}, host {socket.gethostname()}\n".encode(), 0)
+        clean_asides(self._files, self._tmp)
+
+    def append(self, record: EpochRecord) -> str:
+        """Makes the next epoch durable: the only commit point there is.
+
+        Appending the very same record again after an error is safe: where it is in place already, that is success.
+
+        Returns:
+          Its digest: the `previous` of the next.
+
+        Raises:
+          Fenced: another writer has this epoch, or has left it far behind. Nothing of this record was committed.
+          LogFull: no room; nothing was changed; try again when there is.
+          LogError: any other failure of the disk. Whether the epoch is durable is open: stop, and recover from what is there.
+          ValueError: the record contradicts itself or skips an epoch: a mistake of the caller.
+        """
+        target = self.epoch_path(record.epoch)
+        self._check_follows(record)
+        with typed_errors("append", target), Aside(self._files, self._tmp, target.name) as aside:
+            digest = container.write(
+                format.document(record, "epoch", self.model.model_id), format.tensors(record), aside
+            )
+            self._refuse_if_overtaken(record.epoch)
+            self._link(aside, target, digest)
+        self._settle(target, record.epoch)
+        self._tail = record.epoch, digest
+        return digest
+
+    def _check_follows(self, record: EpochRecord) -> None:
+        head = self.head()
+        if self._tail is None or self._tail[0] != head:
+            self._tail = None if head is None else (head, self.digest(head))
+        number, digest = self._tail or (-1, "")
+        if record.epoch > number + 1:
+            raise ValueError(f"epoch {record.epoch} cannot follow epoch {number}: one is missing in between")
+        if record.epoch == number + 1 and record.previous != digest:
+            raise Fenced(
+                f"epoch {number} of {self.path} is not the one that this writer continues: another wrote it; stop this one"
+            )
+        if record.epoch < number:
+            raise self._fenced(record.epoch, number)
+
+    def _refuse_if_overtaken(self, epoch: int) -> None:
+        # A writer paused for long may find its epoch's name free: written by another, folded into a base, collected.
+        if newer := [base for base in self.bases() if base >= epoch]:
+            raise self._fenced(epoch, newer[-1])
+
+    def _link(self, aside: Aside, target: Path, digest: str) -> None:
+        try:
+            aside.link(target)
+        except FileExistsError:
+            # The same bytes are this very record, of an attempt whose answer was lost.
+            if container.read_digest(target, self._files) != digest:
+                raise self._fenced(int(target.stem), int(target.stem)) from None
+
+    def _settle(self, target: Path, epoch: int) -> None:
+        """What follows the link. From here on a failure leaves open whether the epoch is durable: never LogFull."""
+        try:
+            try:
+                self._refuse_if_overtaken(epoch)
+            except Fenced:
+                self._files.unlink(target)
+                raise
+            self._files.sync_directory(self._epochs)
+        except OSError as error:
+            raise LogError(
+                f"cannot sync {self._epochs}: {error.strerror or error}; epoch {epoch} may or may not be durable: restart, recovery finds out"
+            ) from error
+        with self._guard:
+            self._head = max(epoch, -1 if self._head is None else self._head)
+
+    def _fenced(self, epoch: int, newer: int) -> Fenced:
+        try:
+            writer = self.describe(newer).writer or "unknown"
+        except (EpochMissing, CorruptRecord):
+            writer = "unknown"
+        return Fenced(
+            f"another writer ({writer}) has appended epoch {newer} to {self.path}; "
+            f"epoch {epoch} of this one was not committed: stop it, the other one goes on"
+        )

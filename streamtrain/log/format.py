@@ -1,0 +1,144 @@
+"""Between an `EpochRecord` and the document and tensors of its file. `docs/epoch-log.md` is the specification."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from streamtrain.log import container
+from streamtrain.log.record import EpochRecord, SpanTable, TableRows
+
+__all__ = ["FORMAT", "Kind", "content_digest", "decode", "document", "tensors"]
+
+FORMAT = 1
+Kind = Literal["epoch", "base"]
+
+# Of each table: the field of TableRows, its dtype and number of dimensions.
+_COLUMNS = {
+    "ids": (np.uint64, 1),
+    "weights": (np.float32, 2),
+    "slots": (np.float32, 2),
+    "counts": (np.uint32, 1),
+    "last_steps": (np.uint32, 1),
+    "tombstones": (np.uint64, 1),
+}
+_PLAIN = (
+    "epoch", "previous", "step_first", "step_next", "samples", "samples_total", "bad_samples", "watermark_ms",
+    "committed_at_ms", "writer",
+)  # fmt: skip
+
+
+def document(record: EpochRecord, kind: Kind, model_id: str) -> dict[str, Any]:
+    """The JSON document of a record: everything that is not a tensor."""
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "model_id": model_id,
+        **{name: getattr(record, name) for name in _PLAIN},
+        "event_time_ms": record.event_time_ms,
+        "record_time_ms": record.record_time_ms,
+        "positions": dict(record.positions),
+        "partitions": record.spans.partitions,
+        "notes": dict(record.notes),
+    }
+
+
+def tensors(record: EpochRecord) -> dict[str, np.ndarray]:
+    """The tensors of a record by their names in the file.
+
+    Raises:
+      ValueError: the record contradicts itself; see `_check`.
+    """
+    _check(record)
+    named: dict[str, np.ndarray] = {"spans": record.spans.spans}
+    for table, rows in record.tables.items():
+        named |= {f"tables/{table}/{column}": getattr(rows, column) for column in _COLUMNS}
+    named |= {f"dense/{name}": np.asarray(array) for name, array in record.dense.items()}
+    named |= {f"metrics/{name}": np.asarray(array) for name, array in record.metrics.items()}
+    return named
+
+
+def decode(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> EpochRecord:
+    """The record that a file holds; its arrays are those passed, uncopied.
+
+    Raises:
+      ValueError, KeyError, TypeError: the file is not a record, or contradicts itself.
+    """
+    if document["format"] != FORMAT:
+        raise ValueError(f"its format is {document['format']}, this version of streamtrain reads {FORMAT}")
+    groups: dict[str, dict[str, np.ndarray]] = {"tables": {}, "dense": {}, "metrics": {}}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition("/")
+        if group != "spans":
+            groups[group][rest] = tensor
+    record = EpochRecord(
+        **{name: document[name] for name in _PLAIN},
+        event_time_ms=_pair(document["event_time_ms"]),
+        record_time_ms=_pair(document["record_time_ms"]),
+        positions=document["positions"],
+        notes=document["notes"],
+        spans=SpanTable(tuple(document["partitions"]), tensors["spans"]),
+        tables=_tables(groups["tables"]),
+        dense=groups["dense"],
+        metrics=groups["metrics"],
+    )
+    _check(record)
+    return record
+
+
+def content_digest(record: EpochRecord) -> str:
+    """SHA-256 of what the record says about learning: equal for equal learning, whoever did it and whenever.
+
+    It is the digest that the record's file would have as an epoch with `model_id`, `previous` and `writer` empty,
+    `committed_at_ms` 0 and no notes. Those name the clock and the writer (`previous`, by the chain, all the clocks
+    before), so a replay of the same spans differs in them and in nothing else.
+    """
+    bare = dataclasses.replace(record, previous="", writer="", committed_at_ms=0, notes={})
+    return container.write(document(bare, "epoch", ""), tensors(bare))
+
+
+def _tables(columns: Mapping[str, np.ndarray]) -> dict[str, TableRows]:
+    tables: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in columns.items():
+        table, _, column = name.rpartition("/")
+        tables.setdefault(table, {})[column] = tensor
+    return {table: TableRows(**of) for table, of in sorted(tables.items())}
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    first, last = value
+    return first, last
+
+
+def _check(record: EpochRecord) -> None:
+    """Raises ValueError where the parts of a record cannot belong together. Reads no row: cheap at any size."""
+    for name in ("epoch", "step_first", "samples", "samples_total", "bad_samples"):
+        if type(value := getattr(record, name)) is not int or value < 0:
+            raise ValueError(f"{name} is {value!r}, not a whole number from 0 on")
+    if record.step_next < record.step_first:
+        raise ValueError(f"steps {record.step_first} to {record.step_next} run backwards")
+    if record.samples > record.samples_total:
+        raise ValueError(f"{record.samples} samples in it are more than the {record.samples_total} in all")
+    spans = record.spans.spans
+    if spans.dtype != np.int64 or spans.ndim != 2 or spans.shape[1] != 5:
+        raise ValueError(f"spans are {spans.dtype}{list(spans.shape)}, not int64[n, 5]")
+    if len(spans) and not (spans[:, 1].min() >= 0 and spans[:, 1].max() < len(record.spans.partitions)):
+        raise ValueError("a span names a partition that the record does not list")
+    for table, rows in record.tables.items():
+        _check_table(table, rows)
+
+
+def _check_table(table: str, rows: TableRows) -> None:
+    if not table:
+        raise ValueError("a table has no name")
+    for column, (dtype, dimensions) in _COLUMNS.items():
+        array = getattr(rows, column)
+        if array.dtype != dtype or array.ndim != dimensions:
+            raise ValueError(f"tables/{table}/{column} is {array.dtype} of {array.ndim} dimensions")
+        if column != "tombstones" and len(array) != len(rows.ids):
+            raise ValueError(f"tables/{table}/{column} has {len(array)} rows, ids has {len(rows.ids)}")

@@ -1,0 +1,62 @@
+"""`model.json`: what the model of a log is. Written once, when the log is made."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from streamtrain.errors import CorruptRecord
+
+__all__ = ["ModelDescription"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What never changes about a model.
+
+    Attributes:
+      name: for people.
+      model_id: 32 hex digits, made once; every record, store and export names it.
+      created_at_ms: milliseconds since 1970.
+      job: the resolved job description: JSON values, no secrets.
+    """
+
+    name: str
+    model_id: str
+    created_at_ms: int
+    job: Mapping[str, Any]
+
+    @staticmethod
+    def new(name: str, job: Mapping[str, Any]) -> ModelDescription:
+        return ModelDescription(name, uuid.uuid4().hex, time.time_ns() // 1_000_000, job)
+
+    def to_json(self) -> bytes:
+        """Raises TypeError where the job holds what JSON does not."""
+        return orjson.dumps(
+            {"format": _FORMAT, **asdict(self)}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+        )
+
+    @staticmethod
+    def from_json(text: bytes, path: Path) -> ModelDescription:
+        """Reads `model.json` of `path`.
+
+        Raises:
+          CorruptRecord: it cannot be understood; the message names `path`.
+        """
+        try:
+            fields = orjson.loads(text)
+            if (found := fields.pop("format")) != _FORMAT:
+                raise ValueError(f"its format is {found}, this version of streamtrain reads {_FORMAT}")
+            return ModelDescription(**fields)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CorruptRecord(
+                f"{path}: cannot be read ({error}); restore it from a backup or an export's model.json"
+            ) from error

@@ -1,0 +1,226 @@
+"""Reading an epoch log on a file system, with every check. `epoch_log` adds the writing.
+
+    model.json                    what the model is; written once
+    epochs/<epoch>.safetensors    one record each, 20 digits
+    bases/<epoch>.safetensors     the fold of everything up to an epoch
+    tmp/                          files being written
+    LOCK                          flocked by the daemon that writes
+
+An epoch counts once its name is in a synced `epochs/`. Readers sync the directory themselves before they report a new
+epoch, so none is ever acted upon that a power cut could take back.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import Self
+
+from streamtrain.errors import CorruptRecord, EpochMissing, LogError
+from streamtrain.log import container, format
+from streamtrain.log.container import Container
+from streamtrain.log.files import Files, typed_errors
+from streamtrain.log.model import ModelDescription
+from streamtrain.log.record import EpochRecord
+
+__all__ = ["LogReader"]
+
+_NAME = re.compile(r"(\d{20})\.safetensors")
+
+
+class LogReader:
+    """One model's log, for reading; safe from any thread and beside any writer. Make one with `open`.
+
+    Attributes:
+      path: the directory.
+      model: what the model is.
+    """
+
+    def __init__(self, path: Path, model: ModelDescription, files: Files) -> None:
+        self.path, self.model, self._files = path, model, files
+        self._epochs, self._bases, self._tmp = path / "epochs", path / "bases", path / "tmp"
+        self._guard = threading.Lock()
+        self._head: int | None = None
+
+    @classmethod
+    def open(cls, path: Path | str, files: Files | None = None) -> Self:
+        """Opens a log; nothing is written, so a reader needs no more than read permission.
+
+        Raises:
+          LogError: there is none, or it cannot be read.
+          CorruptRecord: `model.json` is damaged, or of a newer format.
+        """
+        path, files = Path(path).absolute(), files or Files()
+        try:
+            with typed_errors("open the epoch log", path), files.open(path / "model.json") as file:
+                text = file.read()
+        except LogError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise LogError(
+                    f"there is no epoch log in {path}: it has no model.json; check the path"
+                ) from error
+            raise
+        return cls(path, ModelDescription.from_json(text, path / "model.json"), files)
+
+    def epoch_path(self, epoch: int) -> Path:
+        return self._epochs / f"{epoch:020d}.safetensors"
+
+    def base_path(self, epoch: int) -> Path:
+        return self._bases / f"{epoch:020d}.safetensors"
+
+    # What there is
+
+    def head(self) -> int | None:
+        """The newest durable epoch, whether its record or only a base is there; None of an empty log. Cheap: poll it.
+
+        Raises:
+          LogError: the directory cannot be read or synced.
+        """
+        with self._guard, typed_errors("read the epoch log", self.path):
+            found = self._probe()
+            if found != self._head:
+                self._files.sync_directory(self._epochs)
+                self._head = found
+            return found
+
+    def _probe(self) -> int | None:
+        # New epochs follow the last one known, unless so many were written since that those were collected.
+        bases = self._numbers(self._bases)
+        head = self._head
+        if head is None or (bases and bases[-1] > head):
+            return max([*self._numbers(self._epochs)[-1:], *bases[-1:]], default=None)
+        while self._files.exists(self.epoch_path(head + 1)):
+            head += 1
+        return head
+
+    def epochs(self) -> list[int]:
+        """The epochs whose records are there, ascending and without a gap up to the newest."""
+        with typed_errors("read the epoch log", self.path):
+            numbers = self._numbers(self._epochs)
+        start = len(numbers) - 1
+        while start > 0 and numbers[start - 1] == numbers[start] - 1:
+            start -= 1
+        return numbers[max(start, 0) :]
+
+    def bases(self) -> list[int]:
+        """The epochs of which there is a base, ascending."""
+        with typed_errors("read the epoch log", self.path):
+            return self._numbers(self._bases)
+
+    def _numbers(self, directory: Path) -> list[int]:
+        return sorted(
+            int(match[1]) for name in self._files.names(directory) if (match := _NAME.fullmatch(name))
+        )
+
+    # Reading
+
+    def read(self, epoch: int) -> EpochRecord:
+        """Reads an epoch's record and checks its digest, contents, and that it follows the one before it.
+
+        The arrays are read-only views of the mapped file: what is not touched is not loaded.
+
+        Raises:
+          EpochMissing: not written yet, or collected.
+          CorruptRecord: naming the file and the remedy.
+          LogError: it cannot be read.
+        """
+        record = self._read(epoch, "epoch")
+        if record.previous != (self._digest_before(epoch) or record.previous):
+            raise self._corrupt("epoch", epoch, "it does not follow the epoch before it: the chain is broken")
+        return record
+
+    def read_base(self, epoch: int) -> EpochRecord:
+        """Reads the base of an epoch. Checks and raises as `read`."""
+        record = self._read(epoch, "base")
+        if self._exists(self.epoch_path(epoch)) and record.previous != self.digest(epoch):
+            raise self._corrupt("base", epoch, f"it is not the base of the epoch {epoch} that is here")
+        return record
+
+    def digest(self, epoch: int) -> str:
+        """The digest of an epoch's record, as its file or its base claims it.
+
+        Raises: as `read`.
+        """
+        with typed_errors("read", self.epoch_path(epoch)):
+            try:
+                return container.read_digest(self.epoch_path(epoch), self._files)
+            except FileNotFoundError:
+                pass
+        return str(self._open(epoch, "base", check=False).document["previous"])
+
+    def describe(self, epoch: int) -> EpochRecord:
+        """The record of an epoch or, where only that is there, its base; without reading what it does not touch.
+
+        Nothing but the header's shape is checked: for looking at many epochs quickly.
+
+        Raises: as `read`.
+        """
+        return self._read(epoch, "epoch" if self._exists(self.epoch_path(epoch)) else "base", check=False)
+
+    def _digest_before(self, epoch: int) -> str | None:
+        """What `previous` must be; None where the epoch before is gone."""
+        if epoch == 0:
+            return ""
+        try:
+            return self.digest(epoch - 1)
+        except EpochMissing:
+            return None
+
+    def _read(self, epoch: int, kind: format.Kind, *, check: bool = True) -> EpochRecord:
+        file = self._open(epoch, kind, check=check)
+        try:
+            record = format.decode(file.document, file.tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._corrupt(kind, epoch, f"its contents make no record ({error})") from error
+        if (record.epoch, file.document["kind"]) != (epoch, kind):
+            raise self._corrupt(kind, epoch, f"it holds {file.document['kind']} {record.epoch}")
+        if (owner := file.document["model_id"]) != self.model.model_id:
+            raise self._corrupt(kind, epoch, f"it belongs to model {owner}, not to {self.model.model_id}")
+        return record
+
+    def _open(self, epoch: int, kind: format.Kind, *, check: bool) -> Container:
+        path = self._path(kind, epoch)
+        with typed_errors("read", path):
+            try:
+                return Container(path, self._files, check=check)
+            except FileNotFoundError:
+                raise self._missing(epoch, kind) from None
+            except CorruptRecord as error:
+                raise self._corrupt(kind, epoch, str(error).removeprefix(f"{path}: ")) from error
+
+    def _path(self, kind: format.Kind, epoch: int) -> Path:
+        return self.epoch_path(epoch) if kind == "epoch" else self.base_path(epoch)
+
+    def _exists(self, path: Path) -> bool:
+        with typed_errors("read", path):
+            return self._files.exists(path)
+
+    def _missing(self, epoch: int, kind: format.Kind) -> EpochMissing:
+        epochs, bases = self.epochs(), self.bases()
+        kept = f"epochs {epochs[0]} to {epochs[-1]}" if epochs else "no epochs"
+        return EpochMissing(
+            f"{self.path} has no {kind} {epoch}; it has {kept}, bases: {', '.join(map(str, bases)) or 'none'}"
+        )
+
+    def _corrupt(self, kind: format.Kind, epoch: int, what: str) -> CorruptRecord:
+        return CorruptRecord(f"{self._path(kind, epoch)}: {what}. {self.remedy(kind, epoch)}")
+
+    def remedy(self, kind: format.Kind, epoch: int) -> str:
+        """What a person does about a damaged file."""
+        epochs, bases = self.epochs(), self.bases()
+        if any(base >= epoch and (kind == "epoch" or base > epoch) for base in bases):
+            return "A newer base holds what it learned: move it away, with all older files"
+        if kind == "base":
+            older = max((base for base in bases if base < epoch), default=-1)
+            if epochs and epochs[0] <= older + 1:
+                return f"Move it away: {f'base {older}' if older >= 0 else 'epoch 0'} and the epochs since rebuild it"
+            return "Restore it from a backup: the epochs that it was folded from are collected"
+        if epoch == max(epochs, default=epoch):
+            return (
+                "It is the newest: move it away to go back one epoch, whose samples are then learned again. "
+                "A store or an export that has it already must be emptied: it refills from the log"
+            )
+        return (
+            f"Restore it from a backup, or move it and all newer epochs away to go back to epoch {epoch - 1}"
+        )

@@ -1,0 +1,73 @@
+"""Recovery: the newest base, then the epochs after it, in order, each checked to follow the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from streamtrain.errors import EpochMissing
+from streamtrain.log.reader import LogReader
+from streamtrain.log.record import EpochRecord
+
+__all__ = ["Recovered", "recover", "recovered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Where a log stands: what the daemon continues from.
+
+    Attributes:
+      epoch: the newest epoch.
+      digest: its digest, the `previous` of the next.
+      step_next, samples_total, watermark_ms: as in its record.
+      positions: by partition, the next offset to read.
+    """
+
+    epoch: int
+    digest: str
+    step_next: int
+    samples_total: int
+    positions: dict[str, int]
+    watermark_ms: int | None
+
+
+def recover(log: LogReader, upto: int | None = None) -> Iterator[EpochRecord]:
+    """Yields the newest base, if any, then each epoch after it, up to `upto` or the head. Nothing of an empty log.
+
+    Applying the records in order gives the model as it was at the last of them. Each holds mapped memory: let go of it
+    before taking the next.
+
+    Raises:
+      CorruptRecord: a file is damaged or does not follow the one before; the message says the remedy.
+      EpochMissing: `upto` is not in the log, or an epoch on the way is gone.
+    """
+    head = log.head()
+    last = head if upto is None else upto
+    if last is None:
+        return
+    if head is None or last > head:
+        raise EpochMissing(f"{log.path} has no epoch {last} yet: its newest is {head}")
+    base = max((base for base in log.bases() if base <= last), default=-1)
+    if base >= 0:
+        yield log.read_base(base)
+    for epoch in range(base + 1, last + 1):
+        yield log.read(epoch)
+
+
+def recovered(log: LogReader, upto: int | None = None) -> Recovered | None:
+    """Where the log stands at `upto` or its head, from one header; None of an empty log.
+
+    Raises: as `recover`.
+    """
+    epoch = log.head() if upto is None else upto
+    if epoch is None:
+        return None
+    record = log.describe(epoch)
+    return Recovered(
+        epoch,
+        log.digest(epoch),
+        record.step_next,
+        record.samples_total,
+        dict(record.positions),
+        record.watermark_ms,
+    )

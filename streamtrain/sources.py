@@ -59,6 +59,8 @@ class SourceSettings(Settings):
 
     kind: str
     """Which consumer plug-in reads the samples: `kafka`, `files`, or a third party's."""
+    codec: str = "json"
+    """How a record that arrives as bytes becomes a sample: `json`, or a third party's codec."""
 
 
 class Source(Protocol):
@@ -69,6 +71,8 @@ class Source(Protocol):
 
     Attributes:
       sequential: True where partitions follow one another (files): only the one being read has a position.
+      identity: after `start`, what tells this incarnation of the source from another of the same name (Kafka: the
+        topic's id); "" where there is no such thing.
     """
 
     Settings: type[SourceSettings]
@@ -76,8 +80,19 @@ class Source(Protocol):
 
     def __init__(self, settings: Any, *, until_end: bool = False) -> None: ...
 
-    async def start(self, positions: Positions | None) -> dict[str, int]:
+    @property
+    def identity(self) -> str: ...
+
+    def use_columns(self, columns: Sequence[str]) -> None:
+        """Is told, before `start`, which fields samples read: a columnar format reads no others."""
+        ...
+
+    async def start(self, positions: Positions | None, identity: str = "") -> dict[str, int]:
         """Connects and seeks. `None` means a new model: the settings say where it begins.
+
+        Args:
+          positions: where to resume, as the log has them.
+          identity: the source's `identity` when the positions were made; "" where it is not known.
 
         Returns:
           The positions that reading starts at.
@@ -91,8 +106,10 @@ class Source(Protocol):
         """Waits for the next chunk (bounded in records and bytes). None: the end, only where `until_end`.
 
         Cancelling it loses nothing. It applies back-pressure: what is not read is not fetched without bound.
+        A chunk may hold no record at all: it then moves the position over offsets that hold none.
 
-        Raises: as `start`.
+        Raises: as `start`. After `SourceUnavailable` the source goes on trying, and `read` may be called again;
+          the others are final.
         """
         ...
 

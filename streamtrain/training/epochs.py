@@ -69,6 +69,7 @@ class EpochBuilder:
         tables: Mapping[str, TableRows],
         dense: Mapping[str, np.ndarray],
         metrics: Mapping[str, np.ndarray],
+        notes: Mapping[str, str],
     ) -> EpochRecord:
         """The record of everything since the last cut; begins the next. The writer fills in `previous` and clock."""
         record = EpochRecord(
@@ -87,6 +88,7 @@ class EpochBuilder:
             tables=tables,
             dense=dense,
             metrics=metrics,
+            notes=notes,
         )
         self.epoch += 1
         self._begin()

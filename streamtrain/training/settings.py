@@ -29,5 +29,7 @@ class TrainingSettings(Settings):
     """Decoded chunks that may wait for the trainer. When it is full, reading waits; then partitions pause."""
     window_samples: int = Field(default=50_000, ge=100, le=1_000_000_000)
     """Samples a window of prequential evaluation."""
+    stop_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    """On SIGTERM: how long the last epoch and the views of the log may take."""
     bad_samples: BadSampleSettings = BadSampleSettings()
     """What happens to records that are not samples."""

@@ -1,0 +1,48 @@
+# Everything a user or CI runs. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PYTHONDONTWRITEBYTECODE ?=
+
+.PHONY: help setup test demo lint docs lock kuairand bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## make .venv with everything that the other targets need
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"streamtrain needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: make setup PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+test: setup  ## run all tests; starts the servers that it needs by itself
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: setup  ## watch a model learn, commit, export and serve
+	$(BIN)/python -m examples.demo
+
+lint: setup  ## formatting, lint, types, and whether the generated docs are true
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m streamtrain.reference --check docs/configuration.md
+
+docs: setup  ## write docs/configuration.md from the settings
+	$(BIN)/python -m streamtrain.reference docs/configuration.md
+
+lock: setup  ## resolve requirements.lock again, for Python 3.11 to 3.13
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --upgrade pyproject.toml --group pyproject.toml:dev --group pyproject.toml:demo -o requirements.lock
+
+kuairand: setup  ## join the public KuaiRand set (KUAIRAND_DIR) into build/kuairand/
+	$(BIN)/python -m examples.kuairand
+
+bench: setup  ## run all benchmarks
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove what was built, but not .venv
+	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

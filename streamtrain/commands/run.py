@@ -1,0 +1,38 @@
+"""Learns from the source until stopped: SIGTERM or Ctrl-C commits what was learned and exits 0."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+HELP = "learn from the source until stopped"
+EXAMPLES = """\
+examples:
+  streamtrain run job.toml
+  streamtrain run job.toml --until-end
+  STREAMTRAIN__TRAINING__BATCH_SIZE=128 streamtrain run job.toml
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="the job's TOML file")
+    parser.add_argument("--until-end", action="store_true", help="stop at the end of what the source holds now")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import uvloop
+
+    from streamtrain.config import load_job
+    from streamtrain.logs import configure_logging
+    from streamtrain.service import Service
+
+    job = load_job(arguments.config)
+    configure_logging(job.logging, job.name)
+
+    async def main() -> None:
+        last = await Service(job, until_end=arguments.until_end).run()
+        if last is not None:
+            sys.stderr.write(f"streamtrain: epoch {last.epoch}, {last.samples_total} samples learned in all\n")
+
+    uvloop.run(main())
+    return 0

@@ -1,0 +1,253 @@
+"""The job: one TOML file plus environment, read once, checked whole, refused with every fault named."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from streamtrain import plugins
+from streamtrain.dense.optimizers import AnyDenseOptimizer, DenseAdam
+from streamtrain.errors import ConfigError
+from streamtrain.layout import Layout
+from streamtrain.log.settings import LogSettings
+from streamtrain.samples.schema import Name, Schema
+from streamtrain.settings import Settings
+from streamtrain.sparse.settings import TableSettings
+from streamtrain.store.settings import StoreSettings
+from streamtrain.training.settings import TrainingSettings
+
+__all__ = ["ENVIRONMENT_PREFIX", "HttpSettings", "Job", "LoggingSettings", "load_job", "parse_job"]
+
+ENVIRONMENT_PREFIX = "STREAMTRAIN__"
+
+
+class HttpSettings(Settings):
+    """Where `/metrics`, `/livez` and `/readyz` are served."""
+
+    enabled: bool = True
+    """Whether to listen at all."""
+    host: str = "127.0.0.1"
+    """Address to bind. Loopback unless told otherwise."""
+    port: int = Field(default=9464, ge=0, le=65_535)
+    """Port to bind; 0 picks a free one and logs it."""
+
+
+class LoggingSettings(Settings):
+    """What the daemon writes to standard error."""
+
+    format: Literal["auto", "console", "json"] = "auto"
+    """`json` is one object a line; `auto` is `console` on a terminal and `json` elsewhere."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe line to write."""
+
+
+class _Fixed(Settings):
+    """The sections whose settings do not depend on a plug-in."""
+
+    name: Name
+    """The model's name, for people: in logs, metrics and exports."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Decides initial rows and dense parameters."""
+    sample_schema: Schema = Field(alias="schema")
+    """What a sample looks like."""
+    tables: dict[Name, TableSettings] = Field(min_length=1, max_length=1024)
+    """The embedding tables by name."""
+    training: TrainingSettings = TrainingSettings()
+    """How samples become steps."""
+    optimizer: AnyDenseOptimizer = DenseAdam()
+    """The optimizer of the dense parameters."""
+    log: LogSettings
+    """The epoch log: the one place that must not be lost."""
+    store: StoreSettings = StoreSettings()
+    """Where rows are kept beside the log."""
+    http: HttpSettings = HttpSettings()
+    """Metrics and probes."""
+    logging: LoggingSettings = LoggingSettings()
+    """Log lines."""
+
+
+class Job(_Fixed):
+    """Everything that one daemon needs to know. Sections of plug-ins hold the plug-in's own settings."""
+
+    source: Annotated[Any, Field()]
+    """Where samples come from: `kind` names a consumer."""
+    model: Annotated[Any, Field()]
+    """The dense half: `kind` names a model, or `module:Class`."""
+    exports: list[Any] = Field(default_factory=list, max_length=16)
+    """Who gets committed epochs: each `kind` names an exporter."""
+
+    @property
+    def layout(self) -> Layout:
+        """Which slot is which columns."""
+        return Layout.of(self.sample_schema, {name: table.dim for name, table in self.tables.items()})
+
+    def describe(self) -> dict[str, Any]:
+        """The job as plain data that `parse_job` accepts. It holds no secrets: settings never do."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, serialize_as_any=True)
+
+
+def load_job(path: str | os.PathLike[str], environment: Mapping[str, str] | None = None) -> Job:
+    """Reads a job.
+
+    Args:
+      path: the TOML file.
+      environment: `STREAMTRAIN__TRAINING__BATCH_SIZE=32` overrides `training.batch_size`. Default: the process's.
+
+    Raises:
+      ConfigError: the file cannot be read or parsed, or settings are wrong; every fault is named.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; `streamtrain init` writes a first one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    overridden = _override(data, os.environ if environment is None else environment)
+    return parse_job(data, str(path), overridden)
+
+
+def parse_job(data: dict[str, Any], where: str, overridden: Mapping[str, str] | None = None) -> Job:
+    """Checks a job given as plain data.
+
+    Args:
+      data: what the TOML holds.
+      where: names the data in errors: a file's path.
+      overridden: by dotted key, the environment variable that set it, so that an error blames the right place.
+
+    Raises:
+      ConfigError: with one line per fault.
+    """
+    rest = dict(data)
+    faults: list[str] = []
+    sections: dict[str, Any] = {}
+    sections["source"] = _section(rest.pop("source", None), "consumers", ("source",), where, overridden, faults)
+    sections["model"] = _section(rest.pop("model", None), "models", ("model",), where, overridden, faults)
+    exports = rest.pop("exports", [])
+    if not isinstance(exports, list):
+        faults.append(_fault(where, ("exports",), exports, "write [[exports]], with two brackets", overridden))
+        exports = []
+    sections["exports"] = [
+        _section(section, "exporters", ("exports", i), where, overridden, faults) for i, section in enumerate(exports)
+    ]
+    fixed = _validate(_Fixed, rest, (), where, overridden, faults)
+    if faults:
+        raise ConfigError("\n".join(faults))
+    assert fixed is not None
+    job = Job.model_construct(**{name: getattr(fixed, name) for name in _Fixed.model_fields}, **sections)
+    try:
+        _ = job.layout
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return job
+
+
+def _section(
+    data: Any,
+    group: str,
+    at: tuple[str | int, ...],
+    where: str,
+    overridden: Mapping[str, str] | None,
+    faults: list[str],
+) -> Any:
+    """Validates a plug-in's section by the plug-in's own `Settings`."""
+    if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
+        known = ", ".join(plugins.names(group))
+        faults.append(_fault(where, (*at, "kind"), None, f"is required: one of {known}, or 'module:Class'", overridden))
+        return None
+    try:
+        plugin = plugins.load(group, data["kind"])
+    except ConfigError as error:
+        faults.append(_fault(where, (*at, "kind"), data["kind"], str(error), overridden))
+        return None
+    return _validate(plugin.Settings, data, at, where, overridden, faults)
+
+
+def _validate(
+    model: type[Settings],
+    data: dict[str, Any],
+    at: tuple[str | int, ...],
+    where: str,
+    overridden: Mapping[str, str] | None,
+    faults: list[str],
+) -> Any:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            location = tuple(part for part in (*at, *fault["loc"]) if part not in _TAGS)
+            if fault["type"] == "extra_forbidden":
+                message = f"is not a setting{_suggest(model, fault['loc'])}"
+            elif fault["type"] == "missing":
+                message = "is required"
+            else:
+                message = fault["msg"].removeprefix("Value error, ")
+            value = None if fault["type"] == "missing" or isinstance(fault["input"], dict) else fault["input"]
+            faults.append(_fault(where, location, value, message, overridden))
+        return None
+
+
+# Pydantic names the chosen member of a union in an error's place; the user's file has no such key.
+_TAGS = {"sparse", "sequence", "bucket", "cross", "sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "momentum", "ftrl"}
+_TAGS |= {"uniform", "normal", "constant"}
+
+
+def _suggest(model: type[Settings], location: tuple[str | int, ...]) -> str:
+    """Names what is allowed beside an unknown key, where the model can be found by walking the location."""
+    current: Any = model
+    for part in location[:-1]:
+        fields = getattr(current, "model_fields", None)
+        if fields is None:
+            return ""
+        aliases = {f.alias or n: f for n, f in fields.items()}
+        current = aliases[str(part)].annotation if str(part) in aliases else None
+    fields = getattr(current, "model_fields", None)
+    return f"; allowed: {', '.join(f.alias or n for n, f in fields.items())}" if fields else ""
+
+
+def _fault(
+    where: str, location: tuple[str | int, ...], value: Any, message: str, overridden: Mapping[str, str] | None
+) -> str:
+    key = ".".join(str(part) for part in location) or "the file"
+    source = (overridden or {}).get(key)
+    shown = "" if value is None else f" = {_shorten(value)}"
+    return f"{where if source is None else 'environment ' + source}: {key}{shown}: {message}"
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _override(data: dict[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
+    """Writes the environment's settings into `data`; says which key came from which variable."""
+    overridden: dict[str, str] = {}
+    for variable in sorted(v for v in environment if v.startswith(ENVIRONMENT_PREFIX)):
+        path = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        if not all(path):
+            raise ConfigError(f"environment {variable}: write it as {ENVIRONMENT_PREFIX}SECTION__KEY")
+        target: Any = data
+        for part in path[:-1]:
+            target = target[int(part)] if isinstance(target, list) and part.isdigit() else target.setdefault(_key(target, part), {})
+            if not isinstance(target, (dict, list)):
+                raise ConfigError(f"environment {variable}: {part} is not a section")
+        target[_key(target, path[-1])] = _literal(environment[variable])
+        overridden[".".join(path)] = variable
+    return overridden
+
+
+def _key(target: Any, part: str) -> str:
+    """The key that a variable means: environments shout, so an existing key is found whatever its case."""
+    return next((key for key in target if key.lower() == part), part)
+
+
+def _literal(text: str) -> Any:
+    """A TOML value where the text is one, otherwise the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

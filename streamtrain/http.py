@@ -1,0 +1,59 @@
+"""The daemon's HTTP side: `/metrics`, `/livez`, `/readyz`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from streamtrain.config import HttpSettings
+from streamtrain.errors import ConfigError
+from streamtrain.health import Health
+from streamtrain.metrics import Metrics
+
+__all__ = ["serve"]
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> AsyncIterator[int]:
+    """Serves while the context is open; yields the port that is bound.
+
+    Raises:
+      ConfigError: the address cannot be bound.
+    """
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def live(_: web.Request) -> web.Response:
+        # Answering at all is the proof: the loop that answers is the one that feeds the trainer.
+        return web.json_response({"live": True, "phase": health.phase})
+
+    async def ready(_: web.Request) -> web.Response:
+        return web.json_response(
+            {"ready": health.ready, "phase": health.phase}, status=200 if health.ready else 503
+        )
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", show_metrics), web.get("/livez", live), web.get("/readyz", ready)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
+                "set http.port to a free one (0 picks one) or http.enabled = false"
+            ) from error
+        port: int = runner.addresses[0][1]
+        logger.info("metrics and probes at http://%s:%d/metrics", settings.host, port)
+        yield port
+    finally:
+        await runner.cleanup()

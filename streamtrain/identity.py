@@ -1,0 +1,44 @@
+"""Whether a job still describes the model that a log holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from streamtrain.config import Job
+from streamtrain.errors import ConfigError
+
+__all__ = ["check_same_model"]
+
+# What decides the bits of the model. Everything else may change from one start to the next.
+_DECIDING = ("seed", "schema", "tables", "model", "optimizer")
+# Bounds inside these sections that decide nothing that was learned.
+_FREE = {"rows_max"}
+
+
+def check_same_model(job: Job, recorded: Mapping[str, Any], log_path: str) -> None:
+    """Raises ConfigError where the job differs from the one that made the log in something that decides its bits."""
+    now = job.describe()
+    differences = [
+        f"  {path}: the log has {_show(before)}, the job says {_show(after)}"
+        for section in _DECIDING
+        for path, before, after in _differences(section, recorded.get(section), now.get(section))
+    ]
+    if differences:
+        raise ConfigError(
+            f"the log at {log_path} holds a model that was made with other settings:\n"
+            + "\n".join(differences)
+            + "\nA model cannot change these while it lives: set them back, or give the new model a log.path of its own"
+        )
+
+
+def _differences(path: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in sorted({*before, *after} - _FREE):
+            yield from _differences(f"{path}.{key}", before.get(key), after.get(key))
+    elif before != after:
+        yield path, before, after
+
+
+def _show(value: Any) -> str:
+    return "nothing" if value is None else repr(value)

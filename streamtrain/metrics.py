@@ -1,0 +1,62 @@
+"""The daemon's Prometheus metrics, in one place. Base units, few labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from streamtrain.training.prequential import Quality
+
+__all__ = ["Metrics"]
+
+
+class Metrics:
+    """All of them, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self.samples = self._counter("samples", "Samples learned from by this process.")
+        self.bad_samples = self._counter("bad_samples", "Records refused, by reason.", "reason")
+        self.steps = self._counter("steps", "Optimizer steps taken by this process.")
+        self.step_seconds = self._histogram("step_seconds", "Duration of one step.", 0.0002, 14)
+        self.decode_seconds = self._counter("decode_seconds", "Time spent decoding chunks.")
+        self.wait_seconds = self._counter("trainer_wait_seconds", "Time the trainer waited for samples.")
+        self.epoch = self._gauge("epoch", "Number of the newest durable epoch.")
+        self.committed = self._gauge("epoch_committed_timestamp_seconds", "When the newest epoch became durable.")
+        self.commit_seconds = self._histogram("commit_seconds", "From the cut of an epoch to its durability.", 0.001, 14)
+        self.epoch_rows = self._histogram("epoch_rows", "Changed rows in an epoch.", 1, 24)
+        self.log_full = self._gauge("log_full", "1 while the log has no room and training is paused.")
+        self.watermark = self._gauge("watermark_timestamp_seconds", "Largest event time in a durable epoch.")
+        self.lag_records = self._gauge("lag_records", "Records behind the newest known, by partition.", "partition")
+        self.table_rows = self._gauge("table_rows", "Rows in memory, by table.", "table")
+        self.table_bytes = self._gauge("table_bytes", "Memory of the table, by table.", "table")
+        self.store_epoch = self._gauge("store_applied_epoch", "Epoch that every shard of the store has applied.")
+        self.store_pulled = self._counter("store_pulled_rows", "Rows brought from the store on demand.")
+        self.store_errors = self._counter("store_errors", "Calls to the store that failed after their retries.")
+        self.export_epoch = self._gauge("export_epoch", "Newest exported epoch, by exporter.", "exporter")
+        self.export_bytes = self._gauge("export_bytes", "Size of the newest export, by exporter.", "exporter")
+        self.export_errors = self._counter("export_errors", "Exports that failed and will be retried.", "exporter")
+        self.compilations = self._gauge("compilations_after_warm_up", "JAX compilations since readiness; 0 is right.")
+        self.quality = self._gauge("prequential", "Quality before learning.", "label", "measure", "over")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"streamtrain_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"streamtrain_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, first: float, count: int) -> Histogram:
+        buckets = [first * 2**i for i in range(count)]
+        return Histogram(f"streamtrain_{name}", text, buckets=buckets, registry=self.registry)
+
+    def show_quality(self, over: str, qualities: Mapping[str, Quality]) -> None:
+        """Sets the gauges of every label for `over` = `total` or `window`."""
+        for label, quality in qualities.items():
+            for measure in ("auc", "log_loss", "normalized_entropy", "calibration"):
+                self.quality.labels(label, measure, over).set(getattr(quality, measure))

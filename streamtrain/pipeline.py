@@ -1,0 +1,84 @@
+"""From the source to the trainer: read, decode, prefetch rows, hand over. Runs on the daemon's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from streamtrain.errors import BadSample
+from streamtrain.log.record import TableRows
+from streamtrain.metrics import Metrics
+from streamtrain.samples.batch import SampleBatch
+from streamtrain.samples.decoder import Decoder
+from streamtrain.sources import Source
+from streamtrain.training.guard import BadSampleGuard
+from streamtrain.training.handoff import Handoff, Item
+
+__all__ = ["Feed", "Prefetch"]
+
+logger = logging.getLogger(__name__)
+
+_BAD_SAMPLES_LOGGED_MAX = 5
+
+
+class Prefetch(Protocol):
+    """Brings rows that a batch needs and that memory may not have."""
+
+    async def rows_for(self, batch: SampleBatch) -> Mapping[str, TableRows]: ...
+
+
+class Feed:
+    """Reads and decodes until the source ends or the task is cancelled.
+
+    Args:
+      source: started already.
+      decoder: turns chunks into columnar samples, in a thread of its own.
+      guard: stops a flood of bad samples.
+      handoff: where decoded chunks go.
+      prefetch: brings rows from the store; None where all rows are in memory.
+      metrics: counts.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        decoder: Decoder,
+        guard: BadSampleGuard,
+        handoff: Handoff,
+        prefetch: Prefetch | None,
+        metrics: Metrics,
+    ) -> None:
+        self._source, self._decoder, self._guard = source, decoder, guard
+        self._handoff, self._prefetch, self._metrics = handoff, prefetch, metrics
+
+    async def run(self) -> None:
+        """Feeds the trainer, then says that nothing follows, also when it fails or is cancelled."""
+        executor = ThreadPoolExecutor(1, "decode")
+        try:
+            await self._run(executor)
+        finally:
+            self._handoff.end()
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, executor: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        while (chunk := await self._source.read()) is not None:
+            begin = time.perf_counter()
+            decoded = await loop.run_in_executor(executor, self._decoder.decode, chunk)
+            self._metrics.decode_seconds.inc(time.perf_counter() - begin)
+            self._report(decoded.bad)
+            self._guard.see(decoded.batch.size + len(decoded.bad), decoded.bad)
+            pulled = {} if self._prefetch is None else await self._prefetch.rows_for(decoded.batch)
+            await self._handoff.put(Item(decoded, pulled))
+
+    def _report(self, bad: list[BadSample]) -> None:
+        for sample in bad[:_BAD_SAMPLES_LOGGED_MAX]:
+            logger.warning("refused a record: %s", sample)
+        if len(bad) > _BAD_SAMPLES_LOGGED_MAX:
+            logger.warning("refused %d more records of the same chunk", len(bad) - _BAD_SAMPLES_LOGGED_MAX)
+        for sample in bad:
+            self._metrics.bad_samples.labels(sample.reason).inc()

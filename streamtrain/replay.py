@@ -1,0 +1,158 @@
+"""Redoes an epoch from the source and compares the bits: the proof that a model is what its log says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamtrain import plugins
+from streamtrain.config import Job
+from streamtrain.errors import EpochMissing, OffsetOutOfRange
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.format import content_digest
+from streamtrain.log.record import EpochRecord
+from streamtrain.log.recovery import recover
+from streamtrain.samples.batch import SampleBatch
+from streamtrain.samples.decoder import DecodedChunk, Decoder
+from streamtrain.samples.minibatch import Minibatch
+from streamtrain.sources import Source, Span
+from streamtrain.training.learner import Learner
+
+__all__ = ["Replay", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a replay found.
+
+    Attributes:
+      epoch, steps, samples: what was redone.
+      equal: whether every bit of the record came out the same.
+      differences: the names of tensors and fields that did not.
+    """
+
+    epoch: int
+    steps: int
+    samples: int
+    equal: bool
+    differences: list[str]
+
+
+async def replay(
+    job: Job, log: EpochLog, epoch: int, progress: Callable[[int], None] = lambda _: None
+) -> Replay:
+    """Restores the epoch before `epoch`, learns its recorded spans again, and compares.
+
+    Args:
+      job: with a source that can still read the spans.
+      log: only read.
+      epoch: > 0, and still in the log as a record of its own, like a base or all epochs before it.
+      progress: called with the number of steps so far.
+
+    Raises:
+      EpochMissing: the epoch, or what it builds on, was collected.
+      OffsetOutOfRange: the source no longer holds a span.
+    """
+    if epoch < 1:
+        raise EpochMissing("epoch 0 is the genesis: it learned from nothing, so there is nothing to replay")
+    expected = await asyncio.to_thread(log.read, epoch)
+    batch_size = int(expected.notes.get("batch_size", job.training.batch_size))
+    training = job.training.model_copy(update={"batch_size": batch_size})
+    job = job.model_copy(update={"training": training})
+    source: Source = plugins.load("consumers", job.source.kind)(job.source)
+    learner = await asyncio.to_thread(_restored, job, log, epoch, source.sequential)
+    decoder = Decoder(job.sample_schema, codec=job.source.codec)
+    source.use_columns(decoder.columns)
+    try:
+        records = await _Records.read(source, decoder, expected)
+    finally:
+        await source.close()
+    steps = await asyncio.to_thread(_redo, learner, records, expected, progress)
+    again = learner.cut()
+    return Replay(epoch, steps, again.samples, *_compare(expected, again))
+
+
+def _restored(job: Job, log: EpochLog, epoch: int, sequential: bool) -> Learner:
+    learner = Learner(job)
+    learner.warm_up()
+    learner.restore(recover(log, upto=epoch - 1), sequential=sequential)
+    return learner
+
+
+class _Records:
+    """The decoded records of an epoch's spans, by partition."""
+
+    def __init__(self, chunks: dict[str, list[DecodedChunk]]) -> None:
+        self._chunks = chunks
+
+    @staticmethod
+    async def read(source: Source, decoder: Decoder, record: EpochRecord) -> _Records:
+        chunks: dict[str, list[DecodedChunk]] = {}
+        for index, partition in enumerate(record.spans.partitions):
+            spans = record.spans.spans[record.spans.spans[:, 1] == index]
+            first, last = int(spans[:, 2].min()), int(spans[:, 3].max())
+            read = await source.read_span(partition, first, last)
+            chunks[partition] = [await asyncio.to_thread(decoder.decode, chunk) for chunk in read]
+        return _Records(chunks)
+
+    def minibatch(self, spans: list[Span]) -> Minibatch:
+        parts: list[SampleBatch] = []
+        bad = []
+        for span in spans:
+            found = 0
+            for chunk in self._chunks[span.partition]:
+                start, stop = np.searchsorted(chunk.offsets, [span.first, span.next])
+                if start < stop or not parts:
+                    parts.append(chunk.batch.slice(int(start), int(stop)))
+                found += int(stop - start)
+                bad += [b for b in chunk.bad if b.offset is not None and span.first <= b.offset < span.next]
+            if found != span.samples:
+                raise OffsetOutOfRange(
+                    f"{span.partition} offsets {span.first} to {span.next} held {span.samples} samples when they were "
+                    f"learned and hold {found} now (retention or compaction): this epoch cannot be replayed any more"
+                )
+        return Minibatch(SampleBatch.concat(parts), tuple(spans), tuple(bad), 0.0)
+
+
+def _redo(
+    learner: Learner, records: _Records, expected: EpochRecord, progress: Callable[[int], None]
+) -> int:
+    """Learns the recorded minibatches in order; a minibatch is the run of spans with one step number and samples."""
+    rows = expected.spans.spans.tolist()
+    names = expected.spans.partitions
+    steps = at = 0
+    while at < len(rows):
+        end = at + 1
+        while end < len(rows) and rows[end][0] == rows[at][0]:
+            end += 1
+        spans = [Span(names[p], first, last, samples) for _, p, first, last, samples in rows[at:end]]
+        learner.learn(records.minibatch(spans))
+        steps += 1
+        progress(steps)
+        at = end
+    return steps
+
+
+def _compare(expected: EpochRecord, again: EpochRecord) -> tuple[bool, list[str]]:
+    """Whether the content digests agree, and where they do not, which parts differ."""
+    if content_digest(expected) == content_digest(again):
+        return True, []
+    parts: list[str] = []
+    for name in sorted({*expected.tables, *again.tables}):
+        before, after = expected.tables.get(name), again.tables.get(name)
+        for tensor in ("ids", "weights", "slots", "counts", "last_steps", "tombstones"):
+            if before is None or after is None or not _same(getattr(before, tensor), getattr(after, tensor)):
+                parts.append(f"tables/{name}/{tensor}")
+    for kind in ("dense", "metrics"):
+        first, second = getattr(expected, kind), getattr(again, kind)
+        parts += [f"{kind}/{n}" for n in sorted({*first, *second}) if not _same(first.get(n), second.get(n))]
+    fields = ("step_first", "step_next", "samples", "samples_total", "bad_samples", "positions", "watermark_ms")
+    parts += [f for f in fields if getattr(expected, f) != getattr(again, f)]
+    return False, parts or ["another part of the record"]
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is not None and b is not None and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

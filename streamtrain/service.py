@@ -1,0 +1,217 @@
+"""The daemon: wires the parts together, starts them in order, and stops them inside one deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+
+from streamtrain import plugins
+from streamtrain.config import Job
+from streamtrain.exports import ExportRunner
+from streamtrain.health import Health
+from streamtrain.http import serve
+from streamtrain.identity import check_same_model
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.record import EpochRecord
+from streamtrain.log.recovery import recover
+from streamtrain.metrics import Metrics
+from streamtrain.pipeline import Feed
+from streamtrain.samples.decoder import Decoder
+from streamtrain.sources import Source
+from streamtrain.sparse.optimizers import slots_of
+from streamtrain.store.applier import StoreApplier
+from streamtrain.store.prefetch import StorePrefetch
+from streamtrain.store.redis_store import open_store
+from streamtrain.store.store import Store, StoreDescription
+from streamtrain.training.committer import Committer, writer_name
+from streamtrain.training.guard import BadSampleGuard
+from streamtrain.training.handoff import Handoff
+from streamtrain.training.learner import Learner
+from streamtrain.training.trainer import Trainer
+from streamtrain.views import Head, Views
+
+__all__ = ["Service"]
+
+logger = logging.getLogger(__name__)
+
+
+class Service:
+    """One daemon, from start to stop. Made and used on one event loop.
+
+    Args:
+      job: everything it needs to know.
+      until_end: stop after what the source holds now.
+      on_commit: called on the loop with each durable record.
+    """
+
+    def __init__(
+        self, job: Job, *, until_end: bool = False, on_commit: Callable[[EpochRecord], None] | None = None
+    ) -> None:
+        self._job, self._until_end, self._on_commit = job, until_end, on_commit
+        self._metrics = Metrics()
+        self._health = Health()
+        self._stopping = asyncio.Event()
+        self._trainer: Trainer | None = None
+        self._committer: Committer | None = None
+
+    def stop(self) -> None:
+        """Finishes the step in hand, commits it and lets `run` return. May be called again."""
+        if self._stopping.is_set():
+            return
+        logger.info("stopping: the step in hand is finished and committed")
+        self._stopping.set()
+        self._health.say("stopping")
+        if self._trainer is not None:
+            self._trainer.stop()
+        if self._committer is not None:
+            asyncio.get_running_loop().call_later(self._job.training.stop_timeout_s, self._committer.abandon)
+
+    async def run(self) -> EpochRecord | None:
+        """Runs until the source's end (where `until_end`), `stop`, or a fault.
+
+        Returns:
+          The newest durable record; None when it was stopped before it had one.
+
+        Raises:
+          StreamtrainError: what stopped it; everything committed before is durable.
+        """
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.stop)
+                stack.callback(loop.remove_signal_handler, number)
+            if self._job.http.enabled:
+                await stack.enter_async_context(serve(self._job.http, self._metrics, self._health))
+            return await self._run(stack)
+
+    async def _run(self, stack: AsyncExitStack) -> EpochRecord | None:
+        job = self._job
+        log = await asyncio.to_thread(EpochLog.open_or_create, job.log.path, job.name, job.describe())
+        stack.enter_context(log.lock())
+        check_same_model(job, log.model.job, str(job.log.path))
+        store = await self._open_store(log, stack)
+        applier = None if store is None else StoreApplier(log, store)
+        source: Source = plugins.load("consumers", job.source.kind)(job.source, until_end=self._until_end)
+        stack.push_async_callback(source.close)
+        decoder = Decoder(job.sample_schema, codec=job.source.codec)
+        source.use_columns(decoder.columns)
+
+        self._health.say("compiling")
+        learner = await asyncio.to_thread(_warm_learner, job)
+        self._health.say("recovering")
+        head = Head(await self._recover(learner, log, source, applier))
+        if self._stopping.is_set():
+            return head.record
+        lazy = store is not None and head.epoch > 0
+        prefetch = StorePrefetch(store, job.layout, head.epoch, self._metrics) if store is not None and lazy else None
+
+        self._committer = Committer(log, log.digest(head.epoch), self._announcer(head), self._metrics)
+        stack.push_async_callback(asyncio.to_thread, self._committer.close)
+        handoff = Handoff(job.training.queue_chunks_max)
+        feed = Feed(source, decoder, BadSampleGuard(job.training.bad_samples), handoff, prefetch, self._metrics)
+        self._trainer = Trainer(
+            learner, handoff, self._committer, job.training, job.log.epoch_interval_s, self._metrics
+        )
+        runners = self._export_runners(log, stack)
+        views = Views(job.log, log, head, source, applier, runners, self._metrics)
+        self._health.set_ready()
+        logger.info("learning: epoch %d, %d samples so far", head.epoch, head.record.samples_total)
+        await self._learn(feed, views, self._trainer)
+        return head.record
+
+    async def _open_store(self, log: EpochLog, stack: AsyncExitStack) -> Store | None:
+        store = open_store(self._job.store)
+        if store is not None:
+            stack.push_async_callback(store.close)
+            dims = {n: (t.dim, slots_of(t.optimizer, t.dim)) for n, t in self._job.tables.items()}
+            await store.open(StoreDescription(log.model.model_id, dims, self._job.store.shards))
+        return store
+
+    def _export_runners(self, log: EpochLog, stack: AsyncExitStack) -> dict[str, ExportRunner]:
+        runners: dict[str, ExportRunner] = {}
+        for number, settings in enumerate(self._job.exports):
+            exporter = plugins.load("exporters", settings.kind)(settings, log.model)
+            stack.callback(exporter.close)
+            name = settings.kind if settings.kind not in runners else f"{settings.kind}-{number}"
+            runners[name] = ExportRunner(log, exporter)
+        return runners
+
+    async def _recover(
+        self, learner: Learner, log: EpochLog, source: Source, applier: StoreApplier | None
+    ) -> EpochRecord:
+        """Brings the model to the log's head and the source to its positions."""
+        head = log.head()
+        if head is None:
+            # Where reading starts is durable before the first sample: "latest" means the same after a crash.
+            genesis = dataclasses.replace(
+                learner.genesis(await source.start(None)),
+                committed_at_ms=time.time_ns() // 1_000_000,
+                writer=writer_name(),
+            )
+            log.append(genesis)
+            records = iter([genesis])
+        else:
+            records = iter([log.read(head)]) if applier is not None else recover(log)
+        if applier is not None:
+            await applier.catch_up(0 if head is None else head)
+        last = await asyncio.to_thread(
+            learner.restore, records, sequential=source.sequential, rows=applier is None
+        )
+        if head is not None:
+            await source.start(last.positions)
+            logger.info("recovered epoch %d: %d samples", last.epoch, last.samples_total)
+        return last
+
+    def _announcer(self, head: Head) -> Callable[[EpochRecord, str], None]:
+        """What the writer thread calls when a record is durable: it moves the head, on the loop."""
+        loop = asyncio.get_running_loop()
+
+        def move(record: EpochRecord) -> None:
+            # Rows are read from the log by whoever wants them: the head keeps none of them in memory.
+            head.move(dataclasses.replace(record, tables={}, dense={}, metrics={}))
+            if self._on_commit is not None:
+                self._on_commit(record)
+
+        def announce(record: EpochRecord, _: str) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(move, record)
+
+        return announce
+
+    async def _learn(self, feed: Feed, views: Views, trainer: Trainer) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                feeding = group.create_task(feed.run(), name="feed")
+                viewing = views.start(group)
+                await _in_thread(trainer)
+                feeding.cancel()
+                await views.finish(self._job.training.stop_timeout_s)
+                for task in viewing:
+                    task.cancel()
+        except BaseExceptionGroup as group_error:
+            # One fault stopped the daemon; the others are its echo.
+            raise group_error.exceptions[0] from None
+
+
+async def _in_thread(trainer: Trainer) -> None:
+    """Runs the trainer in a thread of its own. When cancelled, it lets the step in hand be committed first."""
+    with ThreadPoolExecutor(1, "trainer") as executor:
+        running = asyncio.get_running_loop().run_in_executor(executor, trainer.run)
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            trainer.stop()
+            await running
+            raise
+
+
+def _warm_learner(job: Job) -> Learner:
+    learner = Learner(job)
+    learner.warm_up()
+    return learner

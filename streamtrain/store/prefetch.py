@@ -1,0 +1,70 @@
+"""Brings rows from the store before their step, after a start that left the tables in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from streamtrain.errors import StoreUnavailable
+from streamtrain.layout import Layout
+from streamtrain.log.record import TableRows
+from streamtrain.metrics import Metrics
+from streamtrain.samples.batch import SampleBatch
+from streamtrain.sparse.index import IdSet
+from streamtrain.store.store import Store
+
+__all__ = ["StorePrefetch"]
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
+
+
+class StorePrefetch:
+    """Pulls each id's row once, the first time that a batch names the id.
+
+    Once asked for, a row is in memory and stays there, so memory is newer than the store from then on. It keeps
+    a set of its own of ids asked for: it never reads what the trainer thread is changing.
+
+    Args:
+      store: has every epoch up to `epoch_min`.
+      layout: which slot reads which table.
+      epoch_min: an answer from a shard that is behind it is refused: fail closed.
+      metrics: counts.
+    """
+
+    def __init__(self, store: Store, layout: Layout, epoch_min: int, metrics: Metrics) -> None:
+        self._store, self._epoch_min, self._metrics = store, epoch_min, metrics
+        self._slots: dict[str, list[str]] = {}
+        for column in (*layout.pooled, *layout.sequences):
+            self._slots.setdefault(column.table, []).append(column.name)
+        self._asked = {table: IdSet() for table in self._slots}
+
+    async def rows_for(self, batch: SampleBatch) -> Mapping[str, TableRows]:
+        """By table, the stored rows of ids that no batch named before.
+
+        A store that does not answer is waited for: learning pauses, it never goes on with default rows.
+        """
+        pulled: dict[str, TableRows] = {}
+        for table, slots in self._slots.items():
+            ids = np.concatenate([batch.ids[slot].values for slot in slots])
+            new = ids[self._asked[table].add_missing(ids)]
+            if len(new):
+                _, pulled[table] = await self._pull(table, new)
+                self._metrics.store_pulled.inc(len(pulled[table].ids))
+        return pulled
+
+    async def _pull(self, table: str, ids: np.ndarray) -> tuple[np.ndarray, TableRows]:
+        pause_s = _PAUSE_FIRST_S
+        while True:
+            try:
+                return await self._store.pull(table, ids, self._epoch_min)
+            except StoreUnavailable as error:
+                if pause_s == _PAUSE_FIRST_S:
+                    logger.warning("training pauses, rows cannot be pulled: %s", error)
+                self._metrics.store_errors.inc()
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _PAUSE_MAX_S)

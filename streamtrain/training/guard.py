@@ -1,0 +1,48 @@
+"""Decides when bad samples are a flood. A plain object; the feed counts and logs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from streamtrain.errors import BadSample, TooManyBadSamples
+from streamtrain.training.settings import BadSampleSettings
+
+__all__ = ["BadSampleGuard"]
+
+
+class BadSampleGuard:
+    """Watches the share of bad records over windows of a fixed number of records.
+
+    A window is judged when it is full, and also as soon as the bad ones alone pass the bound for a full window, so
+    a stream that is bad from its first record stops at once and not after a thousand.
+    """
+
+    def __init__(self, settings: BadSampleSettings) -> None:
+        self._settings = settings
+        self._records = 0
+        self._reasons: Counter[str] = Counter()
+        self._example: BadSample | None = None
+
+    def see(self, records: int, bad: Sequence[BadSample]) -> None:
+        """Takes note of decoded records, `bad` of them among `records`.
+
+        Raises:
+          TooManyBadSamples: names the share, the reasons and one record.
+        """
+        self._records += records
+        for sample in bad:
+            self._reasons[sample.reason if sample.field is None else f"{sample.reason} in {sample.field}"] += 1
+            self._example = sample
+        count = self._reasons.total()
+        if count and count > self._settings.share_max * max(self._records, self._settings.window):
+            reasons = ", ".join(f"{n} x {reason}" for reason, n in self._reasons.most_common(3))
+            raise TooManyBadSamples(
+                f"{count} of the last {self._records} records are bad, more than the allowed "
+                f"{self._settings.share_max:.1%} of {self._settings.window} ({reasons}). One of them: {self._example}. "
+                "Nothing of them was learned and nothing is lost: correct [schema] or the producer and start again; "
+                "to go on past them, raise training.bad_samples.share_max (1 never stops)"
+            )
+        if self._records >= self._settings.window:
+            self._records = 0
+            self._reasons.clear()

@@ -1,0 +1,54 @@
+"""The bounded queue between the daemon's loop and the trainer thread."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from streamtrain.log.record import TableRows
+from streamtrain.samples.decoder import DecodedChunk
+
+__all__ = ["End", "Handoff", "Item"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A decoded chunk on its way to the trainer, with the rows that were pulled for it."""
+
+    decoded: DecodedChunk
+    pulled: Mapping[str, TableRows] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The source has ended, or the feed has failed: nothing comes after it."""
+
+
+class Handoff:
+    """A bounded queue from the loop to one thread. When it is full, `put` waits, and so does reading."""
+
+    def __init__(self, items_max: int) -> None:
+        self._free = asyncio.Semaphore(items_max)
+        self._queue: queue.SimpleQueue[Item | End] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+
+    async def put(self, item: Item) -> None:
+        """Hands an item over; waits while the queue is full."""
+        await self._free.acquire()
+        self._queue.put(item)
+
+    def end(self) -> None:
+        """Says that nothing follows. Never waits."""
+        self._queue.put(End())
+
+    def get(self, timeout_s: float) -> Item | End | None:
+        """The next item, on the thread's side; None when none came in time."""
+        try:
+            item = self._queue.get(timeout=max(timeout_s, 0.0))
+        except queue.Empty:
+            return None
+        if isinstance(item, Item) and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._free.release)
+        return item

@@ -1,0 +1,132 @@
+"""The model in memory: sparse half, dense half and evaluation, stepped by one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from streamtrain.config import Job
+from streamtrain.dense.net import DenseNet
+from streamtrain.log.record import EpochRecord, TableRows
+from streamtrain.samples.batch import SampleBatch
+from streamtrain.samples.minibatch import Minibatch
+from streamtrain.sparse.net import SparseNet
+from streamtrain.training.epochs import EpochBuilder
+from streamtrain.training.prequential import Prequential
+
+__all__ = ["Learner"]
+
+
+class Learner:
+    """Learns minibatches and cuts epochs. Only one thread may use it: it alone mutates the model.
+
+    The state after `learn` depends on the job, the minibatches and their order alone: never on a clock.
+    """
+
+    def __init__(self, job: Job) -> None:
+        layout = job.layout
+        self.layout = layout
+        self.sparse = SparseNet(job.sample_schema, layout, job.tables, job.seed)
+        self.dense = DenseNet(
+            layout, job.model, job.optimizer, seed=job.seed, batch_size=job.training.batch_size
+        )
+        self.prequential = Prequential(layout.labels, job.training.window_samples)
+        # The padded shapes follow from it, and they can move a bit: a replay must use the same.
+        self._notes = {"batch_size": str(job.training.batch_size)}
+        self._epochs: EpochBuilder | None = None
+
+    def warm_up(self) -> None:
+        """Compiles every kernel and every padded shape, so that nothing compiles while samples wait."""
+        self.sparse.warm_up()
+        self.dense.warm_up()
+
+    def genesis(self, positions: Mapping[str, int]) -> EpochRecord:
+        """The record of a model before its first sample: initial dense parameters, no rows, where reading starts."""
+        return EpochRecord(
+            epoch=0,
+            previous="",
+            step_first=0,
+            step_next=0,
+            samples=0,
+            samples_total=0,
+            positions=dict(positions),
+            tables=self.sparse.cut(),
+            dense=self.dense.state(),
+            metrics=self.prequential.state(),
+        )
+
+    def restore(self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool = True) -> EpochRecord:
+        """Becomes the model that the records describe.
+
+        Args:
+          records: a base and the epochs after it, or all epochs, in order; at least one.
+          sequential: see `Source.sequential`.
+          rows: False leaves the tables empty, where rows come from the store on demand.
+
+        Returns:
+          The last record: what the log's head holds.
+        """
+        last: EpochRecord | None = None
+        for last in records:
+            if rows:
+                self.sparse.load(last.tables)
+        assert last is not None, "a log has at least its genesis"
+        self.dense.load(last.dense)
+        self.prequential.load(last.metrics)
+        self._epochs = EpochBuilder(last, sequential=sequential)
+        return last
+
+    @property
+    def epochs(self) -> EpochBuilder:
+        """What happened since the last cut."""
+        assert self._epochs is not None, "restore comes first"
+        return self._epochs
+
+    def learn(self, minibatch: Minibatch) -> np.ndarray:
+        """Scores a minibatch, then learns from it: one step.
+
+        Returns:
+          `[B, L]` float32 logits from before the step.
+        """
+        batch = minibatch.batch
+        if batch.size:
+            logits = self.step(batch, self.epochs.step)
+        else:
+            logits = np.empty((0, len(self.layout.labels)), np.float32)
+        self.epochs.add(minibatch)
+        return logits
+
+    def step(self, batch: SampleBatch, step: int) -> np.ndarray:
+        """Optimizer step number `step` on B >= 1 samples; counts them in the evaluation. Returns `[B, L]` logits."""
+        padded = self.dense.bucket(batch.size)
+        activations = self.sparse.forward(batch, step, padded)
+        result = self.dense.step(
+            activations.pooled,
+            activations.sequences,
+            _pad(batch.dense, padded),
+            _pad(batch.labels, padded),
+            _pad(batch.weights, padded),
+        )
+        self.sparse.backward(result.grad_pooled, result.grad_sequences, step)
+        logits = result.logits[: batch.size]
+        self.prequential.add(logits, batch.labels, batch.weights)
+        return logits
+
+    def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
+        """Takes rows that the store had; a row that is in memory already is newer and stays."""
+        for table, pulled in rows.items():
+            self.sparse.insert_missing(table, pulled)
+
+    def cut(self) -> EpochRecord:
+        """Copies everything that changed since the last cut. Falls between two steps."""
+        return self.epochs.cut(self.sparse.cut(), self.dense.state(), self.prequential.state(), self._notes)
+
+
+def _pad(array: np.ndarray, rows: int) -> np.ndarray:
+    """The array with zero rows up to `rows`."""
+    if len(array) == rows:
+        return np.ascontiguousarray(array)
+    padded = np.zeros((rows, *array.shape[1:]), array.dtype)
+    padded[: len(array)] = array
+    return padded

@@ -1,0 +1,134 @@
+"""The trainer thread: the only one that mutates the model. It cuts minibatches, learns, and cuts epochs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from streamtrain.log.record import EpochRecord
+from streamtrain.metrics import Metrics
+from streamtrain.samples.minibatch import Minibatch, Minibatcher
+from streamtrain.training.committer import Committer
+from streamtrain.training.handoff import End, Handoff
+from streamtrain.training.learner import Learner
+from streamtrain.training.settings import TrainingSettings
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
+
+# How long the thread sleeps at most before it looks whether it should stop.
+_POLL_S = 0.1
+# An epoch that could not be cut for this many intervals, because the one before it is not durable yet, stops
+# training until it is: what is learned but not durable stays bounded.
+_INTERVALS_UNCOMMITTED_MAX = 10
+
+
+class Trainer:
+    """Learns what the handoff brings until it ends or `stop` is called.
+
+    Args:
+      learner: restored and warm.
+      handoff: decoded chunks.
+      committer: makes epochs durable, one at a time.
+      settings: minibatches.
+      epoch_interval_s: least time between two cuts.
+      metrics: counts.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        handoff: Handoff,
+        committer: Committer,
+        settings: TrainingSettings,
+        epoch_interval_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self._learner, self._handoff, self._committer, self._metrics = learner, handoff, committer, metrics
+        self._minibatcher = Minibatcher(settings.batch_size, settings.linger_ms)
+        self._interval_s = epoch_interval_s
+        self._stop = threading.Event()
+        self._cut_at = time.monotonic()
+
+    def stop(self) -> None:
+        """Finishes the step in hand, commits, and returns from `run`. Samples not yet learned are left unread."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Learns. Returns when everything learned is durable.
+
+        Raises:
+          Whatever stopped the feed or the log: Fenced, TooManyBadSamples, ...
+        """
+        self._cut_at = time.monotonic()
+        ended = False
+        while not ended and not self._stop.is_set():
+            ended = self._take(self._wait_s())
+            self._learn_ready()
+            self._cut_if_due()
+        if not self._stop.is_set() and (last := self._minibatcher.flush()) is not None:
+            self._learn(last)
+        if self._learner.epochs.pending:
+            self._committer.submit(self._cut())
+        self._committer.drain()
+
+    def _wait_s(self) -> float:
+        """How long nothing is due."""
+        now_ms = time.monotonic() * 1000
+        deadlines = [now_ms + _POLL_S * 1000]
+        if (linger := self._minibatcher.deadline_ms()) is not None:
+            deadlines.append(linger)
+        if self._learner.epochs.pending:
+            deadlines.append((self._cut_at + self._interval_s) * 1000)
+        return max(0.0, (min(deadlines) - now_ms) / 1000)
+
+    def _take(self, timeout_s: float) -> bool:
+        """Takes what is there; True at the end."""
+        begin = time.perf_counter()
+        item = self._handoff.get(timeout_s)
+        self._metrics.wait_seconds.inc(time.perf_counter() - begin)
+        if isinstance(item, End):
+            return True
+        if item is not None:
+            self._learner.insert_pulled(item.pulled)
+            self._minibatcher.add(item.decoded, time.monotonic() * 1000)
+        return False
+
+    def _learn_ready(self) -> None:
+        while not self._stop.is_set():
+            minibatch = self._minibatcher.take(time.monotonic() * 1000)
+            if minibatch is None:
+                return
+            self._learn(minibatch)
+            self._cut_if_due()
+
+    def _learn(self, minibatch: Minibatch) -> None:
+        begin = time.perf_counter()
+        self._learner.learn(minibatch)
+        if minibatch.batch.size:
+            self._metrics.step_seconds.observe(time.perf_counter() - begin)
+            self._metrics.steps.inc()
+            self._metrics.samples.inc(minibatch.batch.size)
+
+    def _cut_if_due(self) -> None:
+        since_s = time.monotonic() - self._cut_at
+        if since_s < self._interval_s or not self._learner.epochs.pending:
+            return
+        if self._committer.busy and since_s < self._interval_s * _INTERVALS_UNCOMMITTED_MAX:
+            if not self._committer.full:
+                return
+            logger.warning("training pauses: the epoch before this one cannot be written yet")
+        self._committer.submit(self._cut())
+
+    def _cut(self) -> EpochRecord:
+        record = self._learner.cut()
+        self._cut_at = time.monotonic()
+        for name in record.tables:
+            self._metrics.table_rows.labels(name).set(self._learner.sparse.rows(name))
+            self._metrics.table_bytes.labels(name).set(self._learner.sparse.memory_bytes(name))
+        self._metrics.show_quality("total", self._learner.prequential.total())
+        self._metrics.show_quality("window", self._learner.prequential.window())
+        self._metrics.compilations.set(self._learner.dense.compilations)
+        return record

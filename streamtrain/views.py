@@ -1,0 +1,193 @@
+"""What follows the log: the store, the exporters, the source's mirror of positions, and the folding of bases.
+
+Each view reads committed records from the log at its own pace. None is on the path of a step, and a view that
+fails is tried again with growing pauses: the log waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from streamtrain.errors import ExportError, LogError, SourceError, StoreUnavailable
+from streamtrain.exports import ExportRunner
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.record import EpochRecord
+from streamtrain.log.settings import LogSettings
+from streamtrain.metrics import Metrics
+from streamtrain.sources import Source
+from streamtrain.store.applier import StoreApplier
+
+__all__ = ["Head", "Views"]
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
+_WATCH_S = 1.0
+# Folding shares the machine with training and gives way to it.
+_FOLD_NICENESS = 10
+
+
+class Head:
+    """The newest durable epoch and where the source stands in it. Belongs to the loop."""
+
+    def __init__(self, record: EpochRecord) -> None:
+        self.record = record
+        self._moved = asyncio.Event()
+
+    @property
+    def epoch(self) -> int:
+        return self.record.epoch
+
+    def move(self, record: EpochRecord) -> None:
+        """A newer record is durable."""
+        self.record = record
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def beyond(self, epoch: int) -> None:
+        """Waits until the head is newer than `epoch`."""
+        while self.epoch <= epoch:
+            await self._moved.wait()
+
+
+@dataclass(slots=True)
+class _View:
+    """One follower of the log: what it does, and how far it is."""
+
+    name: str
+    work: Callable[[], Awaitable[int]]
+    done: int = -1
+    failing: bool = False
+
+
+class Views:
+    """All followers of one log.
+
+    Args:
+      settings: the log's.
+      log: read from.
+      head: moved by the committer.
+      source: told of durable positions.
+      applier: keeps the store up to date; None where there is no store.
+      runners: by exporter kind, what keeps it up to date.
+      metrics: counts.
+    """
+
+    def __init__(
+        self,
+        settings: LogSettings,
+        log: EpochLog,
+        head: Head,
+        source: Source,
+        applier: StoreApplier | None,
+        runners: dict[str, ExportRunner],
+        metrics: Metrics,
+    ) -> None:
+        self._settings, self._log, self._head, self._source = settings, log, head, source
+        self._applier, self._runners, self._metrics = applier, runners, metrics
+        self._views = [_View("source", self._mirror), *(_View(n, self._exporting(n)) for n in runners)]
+        if applier is not None:
+            self._views.append(_View("store", self._apply))
+
+    def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        """Starts every view in `group`. They run until cancelled."""
+        tasks = [group.create_task(self._follow(view), name=f"view {view.name}") for view in self._views]
+        return [
+            *tasks,
+            group.create_task(self._fold_forever(), name="fold"),
+            group.create_task(self._watch(), name="watch"),
+        ]
+
+    async def finish(self, timeout_s: float) -> None:
+        """Waits until every view has what the head has; after `timeout_s` the next start goes on from there."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while behind := [v.name for v in self._views if v.done < self._head.epoch]:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            logger.warning("stopping with %s behind the log; the next start catches up", " and ".join(behind))
+
+    async def _follow(self, view: _View) -> None:
+        pause_s = _PAUSE_FIRST_S
+        while True:
+            await self._head.beyond(view.done)
+            try:
+                view.done = await view.work()
+            except (StoreUnavailable, ExportError, SourceError, OSError) as error:
+                if not view.failing:
+                    logger.warning("%s falls behind the log, training goes on: %s", view.name, error)
+                view.failing = True
+                self._count_failure(view.name)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _PAUSE_MAX_S)
+            else:
+                if view.failing:
+                    logger.warning("%s has caught up with epoch %d", view.name, view.done)
+                view.failing, pause_s = False, _PAUSE_FIRST_S
+
+    def _count_failure(self, name: str) -> None:
+        if name in self._runners:
+            self._metrics.export_errors.labels(name).inc()
+        elif name == "store":
+            self._metrics.store_errors.inc()
+
+    async def _mirror(self) -> int:
+        record = self._head.record
+        await self._source.committed(record.positions)
+        return record.epoch
+
+    async def _apply(self) -> int:
+        assert self._applier is not None
+        epoch = await self._applier.catch_up(self._head.epoch)
+        self._metrics.store_epoch.set(epoch)
+        return epoch
+
+    def _exporting(self, name: str) -> Callable[[], Awaitable[int]]:
+        async def export() -> int:
+            runner = self._runners[name]
+            epoch = await asyncio.to_thread(runner.catch_up)
+            self._metrics.export_epoch.labels(name).set(epoch)
+            self._metrics.export_bytes.labels(name).set(runner.last_bytes)
+            return epoch
+
+        return export
+
+    async def _watch(self) -> None:
+        while True:
+            for partition, lag in self._source.lag_records().items():
+                self._metrics.lag_records.labels(partition).set(lag)
+            await asyncio.sleep(_WATCH_S)
+
+    async def _fold_forever(self) -> None:
+        """Folds a base when enough epochs have gathered, then removes epochs that nobody needs any more."""
+        while True:
+            newest = max(self._log.bases(), default=0)
+            await self._head.beyond(newest + self._settings.base_every_epochs - 1)
+            await self._fold()
+
+    async def _fold(self) -> None:
+        protected = min([self._head.epoch, *(v.done for v in self._views if v.name != "source")])
+        command = [sys.executable, "-m", "streamtrain.log.fold", str(self._settings.path)]
+        options = ["--keep", str(self._settings.keep_epochs), "--protect", str(max(protected, 0))]
+        process = await asyncio.create_subprocess_exec(
+            "nice", "-n", str(_FOLD_NICENESS), *command, *options, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            _, stderr = await process.communicate()
+        except asyncio.CancelledError:
+            # A fold that is killed leaves the log as it was: a base appears whole or not at all.
+            process.kill()
+            await process.wait()
+            raise
+        if process.returncode:
+            logger.error("folding a base failed, it is tried again: %s", stderr.decode(errors="replace")[-2000:])
+            await asyncio.sleep(_PAUSE_MAX_S)
+        else:
+            try:
+                logger.info("folded a base at epoch %d", max(await asyncio.to_thread(self._log.bases), default=0))
+            except LogError as error:
+                logger.warning("cannot list bases: %s", error)

@@ -24,12 +24,16 @@ class PooledColumns:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """Slot `name` reaches the model as `[B, length_max, dim]` vectors of `table` and a `[B, length_max]` mask."""
+    """Slot `name` reaches the model as `[B, length_max, dim]` vectors of `table` and a `[B, length_max]` mask.
+
+    `shares` is the slot whose ids it shares, which a model may compare it with.
+    """
 
     name: str
     table: str
     length_max: int
     dim: int
+    shares: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class Layout:
             table = _table(schema, name, dims)
             used.add(table)
             if isinstance(slot, SequenceSlot) and slot.pooling == "none":
-                sequences.append(Sequence(name, table, slot.length_max, dims[table]))
+                sequences.append(Sequence(name, table, slot.length_max, dims[table], slot.shares))
             else:
                 assert isinstance(slot, (SparseSlot, SequenceSlot, BucketSlot, CrossSlot))
                 pooled.append(PooledColumns(name, table, slot.pooling, pooled_width, dims[table]))

@@ -1,0 +1,92 @@
+"""DeepFM: a factorisation machine and a deep network over the same embeddings."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from streamtrain.dense.model import Features, Inputs, Model, Params
+from streamtrain.dense.models.layers import TowerSettings, apply_layers, init_layers, require_pooled
+from streamtrain.errors import ConfigError
+
+__all__ = ["DeepFM"]
+
+
+class DeepFM(Model):
+    """logit_l = sum of linear weights + sum over pairs of slots of <v_i, v_j> + layers(v, dense)_l.
+
+    A row is [linear weights, one a label | factors]. A slot whose table has no factors (dim = number of labels) is
+    wide: it contributes its linear weights alone, which is cheap for large crosses. With several labels the pair
+    term is shared, and each label learns how much of it to take.
+
+    Source: Guo et al., IJCAI 2017.
+    """
+
+    Settings = TowerSettings
+
+    def __init__(self, inputs: Inputs, settings: Any) -> None:
+        super().__init__(inputs, settings)
+        require_pooled(inputs, "deepfm")
+        self._labels = len(inputs.labels)
+        self._deep = {slot: dim for slot, dim in inputs.pooled.items() if dim > self._labels}
+        narrow = [slot for slot, dim in inputs.pooled.items() if dim < self._labels]
+        if narrow or not self._deep:
+            raise ConfigError(
+                f"model 'deepfm' needs rows of {self._labels} linear weights (one a label) and some factors: "
+                f"set dim above {self._labels} on the table of {', '.join(narrow or inputs.pooled) or 'a sparse slot'}"
+            )
+        if len(set(self._deep.values())) > 1:
+            dims = ", ".join(f"{slot} has {dim}" for slot, dim in self._deep.items())
+            raise ConfigError(
+                f"model 'deepfm' pairs factors of one length, but {dims}: give their tables the same dim"
+            )
+
+    def init(self, key: jax.Array) -> Params:
+        width = sum(dim - self._labels for dim in self._deep.values()) + self.inputs.dense_width
+        widths = [width, *self.settings.hidden, self._labels]
+        params: dict[str, Any] = {"layers": init_layers(key, widths, self.settings.activation)}
+        if self._labels > 1:
+            params["pair_scale"] = jnp.ones(self._labels)
+        return params
+
+    def apply(self, params: Params, features: Features) -> jax.Array:
+        linear, factors = self._parts(features.pooled_flat)
+        pairs = pair_sum(factors)[:, None] * params.get("pair_scale", 1.0)
+        flat = factors.reshape(len(factors), -1)
+        return (
+            linear + pairs + apply_layers(params["layers"], jnp.concatenate([flat, features.dense], axis=1))
+        )
+
+    def _parts(self, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`[B, L]` summed linear weights and `[B, n, K]` factors of the deep slots.
+
+        Neighbours of one dim are cut out together: one slice a slot would take XLA seconds to compile.
+        """
+        runs = [(dim, len(list(slots))) for dim, slots in groupby(self.inputs.pooled.values())]
+        ends = np.cumsum([dim * count for dim, count in runs])[:-1].tolist()
+        linear = jnp.zeros((len(pooled), self._labels))
+        factors = []
+        for (dim, count), part in zip(runs, jnp.split(pooled, ends, axis=1), strict=True):
+            rows = part.reshape(-1, count, dim)
+            linear += rows[:, :, : self._labels].sum(axis=1)
+            if dim > self._labels:
+                factors.append(rows[:, :, self._labels :])
+        return linear, jnp.concatenate(factors, axis=1)
+
+
+def pair_sum(factors: jax.Array) -> jax.Array:
+    """Sum over pairs i < j of <v_i, v_j>, in linear time: half of |sum of v|^2 - sum of |v|^2.
+
+    Args:
+      factors: `[B, n, K]`.
+
+    Returns:
+      `[B]`.
+
+    Source: Rendle, ICDM 2010, lemma 3.1.
+    """
+    return 0.5 * (jnp.square(factors.sum(axis=1)) - jnp.square(factors).sum(axis=1)).sum(axis=1)

@@ -1,0 +1,115 @@
+"""Deep interest network: a behaviour history, weighted by how much each item of it matters for the candidate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from pydantic import Field
+
+from streamtrain.dense.model import Features, Inputs, Model, Params, SequenceFeatures
+from streamtrain.dense.models.layers import Layers, TowerSettings, Width, apply_layers, init_layers
+from streamtrain.errors import ConfigError
+
+__all__ = ["Din", "DinSettings"]
+
+_NEVER = -1e9
+"""The score of an empty place before softmax. Finite, so that a history of empty places alone is not 0/0."""
+
+
+class DinSettings(TowerSettings):
+    """Settings of `din`."""
+
+    target: dict[str, str] = Field(default_factory=dict)
+    """By sequence slot, the pooled slot that its items are compared with. Default: the slot that it shares with."""
+    attention_hidden: list[Width] = Field(default=[36], max_length=8)
+    """Widths of the hidden layers that score an item against the target."""
+    softmax: bool = False
+    """Whether scores are normalised over the history. The paper does not: how much interest there is, is a signal."""
+
+
+class Din(Model):
+    """Mlp over the pooled vectors, the dense floats and, for each sequence, its attended sum.
+
+    Source: Zhou et al., KDD 2018. Without its Dice activation, which depends on the other samples of the minibatch.
+    """
+
+    Settings = DinSettings
+
+    def __init__(self, inputs: Inputs, settings: Any) -> None:
+        super().__init__(inputs, settings)
+        if not inputs.sequences:
+            raise ConfigError(
+                "model 'din' needs a slot of kind = \"sequence\" with pooling = \"none\"; without one, use 'mlp'"
+            )
+        if unknown := sorted(set(settings.target) - set(inputs.sequences)):
+            raise ConfigError(
+                f"model.target: {unknown[0]!r} is not an unpooled sequence slot; there are: {', '.join(inputs.sequences)}"
+            )
+        self._targets = {slot: self._target(slot) for slot in inputs.sequences}
+
+    def init(self, key: jax.Array) -> Params:
+        tower, *keys = jax.random.split(key, 1 + len(self._targets))
+        activation = self.settings.activation
+        dims = {slot: sequence.dim for slot, sequence in self.inputs.sequences.items()}
+        width = self.inputs.pooled_width + self.inputs.dense_width + sum(dims.values())
+        return {
+            "attention": {
+                slot: init_layers(k, [4 * dims[slot], *self.settings.attention_hidden, 1], activation)
+                for k, slot in zip(keys, self._targets, strict=True)
+            },
+            "layers": init_layers(tower, [width, *self.settings.hidden, len(self.inputs.labels)], activation),
+        }
+
+    def apply(self, params: Params, features: Features) -> jax.Array:
+        interests = [
+            attend(
+                params["attention"][slot],
+                features.pooled[target],
+                features.sequences[slot],
+                self.settings.softmax,
+            )
+            for slot, target in self._targets.items()
+        ]
+        x = jnp.concatenate([features.pooled_flat, features.dense, *interests], axis=1)
+        return apply_layers(params["layers"], x)
+
+    def _target(self, slot: str) -> str:
+        sequence = self.inputs.sequences[slot]
+        target = self.settings.target.get(slot, sequence.shares)
+        if target is None:
+            raise ConfigError(
+                f"model 'din' must know what to compare schema.slots.{slot} with: let it share the ids of the "
+                f"candidate's slot (shares = ...), or set model.target = {{ {slot} = ... }}"
+            )
+        if target not in self.inputs.pooled:
+            raise ConfigError(f"model.target: {slot}'s target {target!r} is not a pooled slot")
+        if self.inputs.pooled[target] != sequence.dim:
+            raise ConfigError(
+                f"model.target: {slot} has dim {sequence.dim}, its target {target} {self.inputs.pooled[target]}; "
+                "give their tables the same dim"
+            )
+        return target
+
+
+def attend(layers: Layers, query: jax.Array, sequence: SequenceFeatures, softmax: bool) -> jax.Array:
+    """The sum of a sequence's vectors, each weighted by layers([query, key, query - key, query * key]).
+
+    Args:
+      layers: of input width 4 D and output width 1.
+      query: `[B, D]`.
+      sequence: `[B, T, D]` keys and their mask.
+      softmax: whether the weights of a sample's keys are made to sum to 1.
+
+    Returns:
+      `[B, D]`; 0 for an empty sequence.
+    """
+    keys = sequence.vectors
+    queries = jnp.broadcast_to(query[:, None, :], keys.shape)
+    scores = apply_layers(layers, jnp.concatenate([queries, keys, queries - keys, queries * keys], axis=2))[
+        :, :, 0
+    ]
+    if softmax:
+        scores = jax.nn.softmax(jnp.where(sequence.mask > 0, scores, _NEVER), axis=1)
+    return jnp.einsum("bt,btd->bd", scores * sequence.mask, keys)

@@ -1,0 +1,39 @@
+"""Logistic regression: the sum of one weight an id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from streamtrain.dense.model import Features, Inputs, Model, Params
+from streamtrain.dense.models.layers import require_pooled
+from streamtrain.errors import ConfigError
+
+__all__ = ["Linear"]
+
+
+class Linear(Model):
+    """logit_l = sum over slots of pooled[slot][l] + dense @ kernel[:, l] + bias[l].
+
+    Tables have as many weights a row as there are labels: 1 for one label.
+    """
+
+    def __init__(self, inputs: Inputs, settings: Any) -> None:
+        super().__init__(inputs, settings)
+        require_pooled(inputs, "linear")
+        labels = len(inputs.labels)
+        if wrong := [slot for slot, dim in inputs.pooled.items() if dim != labels]:
+            raise ConfigError(
+                f"model 'linear' needs one weight a row for each label: set dim = {labels} "
+                f"on the table of {', '.join(wrong)}"
+            )
+
+    def init(self, key: jax.Array) -> Params:
+        labels = len(self.inputs.labels)
+        return {"kernel": jnp.zeros((self.inputs.dense_width, labels)), "bias": jnp.zeros(labels)}
+
+    def apply(self, params: Params, features: Features) -> jax.Array:
+        slots = features.pooled_flat.reshape(-1, len(self.inputs.pooled), len(self.inputs.labels))
+        return slots.sum(axis=1) + features.dense @ params["kernel"] + params["bias"]

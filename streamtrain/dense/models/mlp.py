@@ -1,0 +1,34 @@
+"""Embeddings side by side into fully connected layers: the usual first deep model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from streamtrain.dense.model import Features, Inputs, Model, Params
+from streamtrain.dense.models.layers import TowerSettings, apply_layers, init_layers, require_pooled
+
+__all__ = ["Mlp"]
+
+
+class Mlp(Model):
+    """All pooled vectors and dense floats, concatenated, through the hidden layers to one head a label.
+
+    Source: the benchmark model of XDL (Jiang et al., DLP-KDD 2019): 200, 80, one output.
+    """
+
+    Settings = TowerSettings
+
+    def __init__(self, inputs: Inputs, settings: Any) -> None:
+        super().__init__(inputs, settings)
+        require_pooled(inputs, "mlp")
+
+    def init(self, key: jax.Array) -> Params:
+        width = self.inputs.pooled_width + self.inputs.dense_width
+        widths = [width, *self.settings.hidden, len(self.inputs.labels)]
+        return {"layers": init_layers(key, widths, self.settings.activation)}
+
+    def apply(self, params: Params, features: Features) -> jax.Array:
+        return apply_layers(params["layers"], jnp.concatenate([features.pooled_flat, features.dense], axis=1))

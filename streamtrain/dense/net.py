@@ -1,0 +1,210 @@
+"""Trains the dense half: one jitted step over pooled rows and sequences, and the gradients of both back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpy.typing import NDArray
+
+from streamtrain.dense.buckets import Program
+from streamtrain.dense.model import ModelSettings
+from streamtrain.dense.optimizers import AnyDenseOptimizer, DenseAdam, transformation
+from streamtrain.dense.predictor import DensePredictor
+from streamtrain.dense.state import named_arrays, placed
+from streamtrain.layout import Layout
+
+__all__ = ["DenseNet", "StepResult"]
+
+_TINY = 1e-12
+"""Keeps the mean over a minibatch of no weight at 0 rather than 0/0."""
+
+
+class StepResult(NamedTuple):
+    """What one step returns. Arrays are read-only and belong to the caller for good; P is the padded size.
+
+    Attributes:
+      logits: `[P, L]` float32, from before the step: what prequential evaluation scores. Padding rows mean nothing.
+      loss: sum over samples and labels of weight * label weight * loss, from before the step.
+      grad_pooled: `[P, W]` float32, gradient of that sum; 0 in padding rows.
+      grad_sequences: by slot, `[P, T, D]` float32, likewise.
+    """
+
+    logits: NDArray[np.float32]
+    loss: float
+    grad_pooled: NDArray[np.float32]
+    grad_sequences: dict[str, NDArray[np.float32]]
+
+
+class DenseNet:
+    """The dense parameters, their optimizer, and the step that mutates both. One thread uses it.
+
+    Two nets with the same settings, seed and minibatches (size of padding included) hold the same bits, on machines
+    whose CPU has the same vector instructions.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        model: ModelSettings,
+        optimizer: AnyDenseOptimizer | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int,
+        buckets: Sequence[int] | None = None,
+    ) -> None:
+        """Makes initial parameters; compiles no step.
+
+        Args:
+          layout: which slot is which columns.
+          model: names the model, and its options.
+          optimizer: of the dense parameters. Default: Adam.
+          seed: decides the initial parameters.
+          batch_size: the largest minibatch.
+          buckets: padded sizes; see `Buckets`.
+
+        Raises:
+          ConfigError: there is no such model, or it cannot use these inputs.
+        """
+        self._predictor = DensePredictor(layout, model, batch_size=batch_size, buckets=buckets)
+        self._labels = layout.labels
+        self._label_weights = np.array(
+            [model.label_weights.get(name, 1.0) for name in layout.labels], np.float32
+        )
+        self._optimizer = transformation(optimizer or DenseAdam())
+        shapes = self._predictor.params_shapes
+        self._shapes = {"params": shapes, "optimizer": jax.eval_shape(self._optimizer.init, shapes)}
+        self._program = Program("step", self._step, self._step_shapes, donate=True)
+        self._state = self._initial(seed)
+
+    @property
+    def compilations(self) -> int:
+        """Compilations that a step or prediction had to wait for; more than 0 after `warm_up` is a bug."""
+        return self._program.late + self._predictor.compilations
+
+    def warm_up(self) -> None:
+        """Compiles step and prediction for every bucket, so that nothing compiles while samples wait."""
+        for bucket in self._predictor.buckets.sizes:
+            self._program.compile(bucket)
+        self._predictor.warm_up()
+
+    def bucket(self, size: int) -> int:
+        """The number of rows to pad a minibatch of `size` samples to.
+
+        Raises:
+          ValueError: more samples than the batch size.
+        """
+        return self._predictor.bucket(size)
+
+    def step(
+        self,
+        pooled: NDArray[np.float32],
+        sequences: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+        dense: NDArray[np.float32],
+        labels: NDArray[np.float32],
+        weights: NDArray[np.float32],
+    ) -> StepResult:
+        """Scores a padded minibatch, then learns from it.
+
+        Rows get the gradient of the weighted sum of losses, because each id's gradients are summed and its optimizer
+        has seen it as often as it occurred; dense parameters get that of the weighted mean, so that their step does
+        not depend on how full the minibatch is.
+
+        Args:
+          pooled: `[P, W]` float32, contiguous, P a bucket; copied unless aligned to 64 bytes.
+          sequences: by slot, `[P, T, D]` vectors and `[P, T]` mask, float32.
+          dense: `[P, F]` float32.
+          labels: `[P, L]` float32 in [0, 1].
+          weights: `[P]` float32, >= 0, and 0 in padding rows.
+
+        Returns:
+          The result; no input is read after that.
+        """
+        arguments = (pooled, dict(sequences), dense, labels, weights)
+        self._state, outputs = self._program.run(len(pooled), self._state, *arguments)
+        # Inputs may have crossed without a copy: the caller may overwrite them once everything has been computed.
+        jax.block_until_ready((self._state, outputs))
+        logits, loss, grad_pooled, grad_sequences = outputs
+        return StepResult(
+            np.asarray(logits),
+            float(loss),
+            np.asarray(grad_pooled),
+            {name: np.asarray(gradient) for name, gradient in grad_sequences.items()},
+        )
+
+    def predict(
+        self,
+        pooled: NDArray[np.float32],
+        sequences: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+        dense: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Scores a padded minibatch and learns nothing. Arguments as for `step`.
+
+        Returns:
+          `[P, L]` float32 logits, read-only.
+        """
+        return self._predictor.predict(self._state["params"], pooled, sequences, dense)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Copies of everything that `load` needs to go on with the same bits.
+
+        Returns:
+          By name, float32 parameters (`params/layers/0/kernel`) and float32 or int32 optimizer state
+          (`optimizer/0/count`). Those under `params/` are all that prediction needs.
+        """
+        return named_arrays(self._state)
+
+    def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Becomes the net that `state` returned these arrays of; they are copied.
+
+        Raises:
+          ConfigError: a name, shape or dtype is not this model's; the net is unchanged.
+        """
+        self._state = placed(self._shapes, arrays)
+
+    def _initial(self, seed: int) -> Any:
+        def initial(key: jax.Array) -> Any:
+            params = self._predictor.model.init(key)
+            return {"params": params, "optimizer": self._optimizer.init(params)}
+
+        return placed(self._shapes, named_arrays(jax.jit(initial)(jax.random.key(seed))))
+
+    def _step(
+        self,
+        state: Any,
+        pooled: jax.Array,
+        sequences: dict[str, tuple[jax.Array, jax.Array]],
+        dense: jax.Array,
+        labels: jax.Array,
+        weights: jax.Array,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        vectors = {name: pair[0] for name, pair in sequences.items()}
+
+        def total_loss(
+            params: Any, pooled: jax.Array, vectors: dict[str, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            masked = {name: (vectors[name], mask) for name, (_, mask) in sequences.items()}
+            logits = self._predictor.apply(params, pooled, masked, dense)
+            losses = self._predictor.model.loss(logits, labels)
+            return jnp.sum(losses * self._label_weights * weights[:, None]), logits
+
+        (loss, logits), (grad_params, grad_pooled, grad_vectors) = jax.value_and_grad(
+            total_loss, argnums=(0, 1, 2), has_aux=True
+        )(state["params"], pooled, vectors)
+        scale = 1 / jnp.maximum(jnp.sum(weights), _TINY)
+        grad_params = jax.tree.map(lambda gradient: gradient * scale, grad_params)
+        updates, optimizer = self._optimizer.update(grad_params, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        return {"params": params, "optimizer": optimizer}, (logits, loss, grad_pooled, grad_vectors)
+
+    def _step_shapes(self, bucket: int) -> tuple[Any, ...]:
+        return (
+            self._shapes,
+            *self._predictor.minibatch_shapes(bucket),
+            jax.ShapeDtypeStruct((bucket, len(self._labels)), jnp.float32),
+            jax.ShapeDtypeStruct((bucket,), jnp.float32),
+        )

@@ -1,0 +1,145 @@
+"""Scores minibatches with given parameters: what serving needs of the dense half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.dense.buckets import Buckets, Program
+from streamtrain.dense.model import ModelSettings, Params, build_model, features_of
+from streamtrain.dense.state import placed
+from streamtrain.errors import ConfigError
+from streamtrain.layout import Layout
+
+__all__ = ["DensePredictor"]
+
+_PREFIX = "params/"
+
+
+class DensePredictor:
+    """The forward half of a model. Holds no parameters, so versions of them come and go without a compilation.
+
+    Any number of threads may call it at once, after `warm_up`.
+    """
+
+    def __init__(
+        self, layout: Layout, model: ModelSettings, *, batch_size: int, buckets: Sequence[int] | None = None
+    ) -> None:
+        """Builds the model; compiles nothing.
+
+        Args:
+          layout: which slot is which columns.
+          model: names the model, and its options.
+          batch_size: the largest minibatch.
+          buckets: see `Buckets`.
+
+        Raises:
+          ConfigError: there is no such model, or it cannot use these inputs.
+        """
+        self.model = build_model(layout, model)
+        self.buckets = Buckets(batch_size, buckets)
+        self._layout = layout
+        self.params_shapes = _params_shapes(self.model.init)
+        self._program = Program("predict", self.apply, self._shapes, donate=False)
+
+    @property
+    def compilations(self) -> int:
+        """Compilations that a call had to wait for; more than 0 after `warm_up` is a bug."""
+        return self._program.late
+
+    def warm_up(self) -> None:
+        """Compiles every bucket."""
+        for bucket in self.buckets.sizes:
+            self._program.compile(bucket)
+
+    def bucket(self, size: int) -> int:
+        """The number of rows to pad a minibatch of `size` samples to."""
+        return self.buckets.of(size)
+
+    def params(self, arrays: Mapping[str, NDArray[Any]]) -> Params:
+        """Parameters on the device, to pass to `predict`.
+
+        Args:
+          arrays: `DenseNet.state()`, or those of its arrays whose names begin with `params/`; not aliased.
+
+        Raises:
+          ConfigError: they are not this model's.
+        """
+        weights = {name: array for name, array in arrays.items() if name.startswith(_PREFIX)}
+        return placed({"params": self.params_shapes}, weights)["params"]
+
+    def predict(
+        self,
+        params: Params,
+        pooled: NDArray[np.float32],
+        sequences: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+        dense: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Scores a padded minibatch.
+
+        Args:
+          params: from `params`.
+          pooled: `[P, W]` float32, contiguous, P a bucket; copied unless aligned to 64 bytes.
+          sequences: by slot, `[P, T, D]` and `[P, T]` float32.
+          dense: `[P, F]` float32.
+
+        Returns:
+          `[P, L]` float32 logits, read-only.
+        """
+        return np.asarray(self._program.run(len(pooled), params, pooled, dict(sequences), dense))
+
+    def apply(
+        self,
+        params: Params,
+        pooled: jax.Array,
+        sequences: Mapping[str, tuple[jax.Array, jax.Array]],
+        dense: jax.Array,
+    ) -> jax.Array:
+        """The model's logits, checked while traced. Pure.
+
+        Raises:
+          ConfigError: the model returns another shape than `[P, L]`, or another dtype than float32.
+        """
+        logits = self.model.apply(params, features_of(self.model.inputs, pooled, sequences, dense))
+        wanted = (len(pooled), len(self._layout.labels))
+        if logits.shape != wanted or logits.dtype != jnp.float32:
+            raise ConfigError(
+                f"{type(self.model).__name__}.apply must return float32 logits of shape [samples, labels] = "
+                f"{list(wanted)}; it returned {logits.dtype.name}{list(logits.shape)}"
+            )
+        return logits
+
+    def minibatch_shapes(self, bucket: int) -> tuple[Any, ...]:
+        """Shapes of pooled, sequences and dense, padded to `bucket`."""
+        floats = jnp.float32
+        return (
+            jax.ShapeDtypeStruct((bucket, self._layout.pooled_width), floats),
+            {
+                s.name: (
+                    jax.ShapeDtypeStruct((bucket, s.length_max, s.dim), floats),
+                    jax.ShapeDtypeStruct((bucket, s.length_max), floats),
+                )
+                for s in self._layout.sequences
+            },
+            jax.ShapeDtypeStruct((bucket, self._layout.dense_width), floats),
+        )
+
+    def _shapes(self, bucket: int) -> tuple[Any, ...]:
+        return (self.params_shapes, *self.minibatch_shapes(bucket))
+
+
+def _params_shapes(init: Any) -> Any:
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        if leaf.dtype != jnp.float32:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ConfigError(
+                f"the model's parameter {name} is {leaf.dtype.name}; parameters must be float32"
+            )
+    # Without `weak_type`, which a Python number as a parameter would bring in: arrays that come back never have it.
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)

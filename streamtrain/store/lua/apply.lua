@@ -1,0 +1,79 @@
+-- Writes one part of an epoch (or of a base) to the shard; the last part sets the applied epoch.
+--   ARGV[2]  'apply', or 'load' after begin.lua
+--   ARGV[3]  the epoch
+--   ARGV[4]  this part's number, from 0
+--   ARGV[5]  '1' in the last part
+--   ARGV[6]  the token of this attempt
+--   then for each of KEYS[2], ...: bytes of a value; packed rows (8 bytes of id, value); packed ids to remove
+--
+-- Parts of one attempt are taken in order and once. A part that comes twice, or late from a closed connection, or
+-- from a writer that another one overtook, is answered but changes nothing.
+
+-- Lua's unpack fails near 8,000; even, because HSET takes pairs.
+local ARGUMENTS_MAX = 4096
+
+local function write_rows(key, value_bytes, blob)
+  local stride = 8 + value_bytes
+  local arguments, n = {}, 0
+  for at = 1, #blob, stride do
+    arguments[n + 1] = string.sub(blob, at, at + 7)
+    arguments[n + 2] = string.sub(blob, at + 8, at + stride - 1)
+    n = n + 2
+    if n == ARGUMENTS_MAX then
+      redis.call('HSET', key, unpack(arguments, 1, n))
+      n = 0
+    end
+  end
+  if n > 0 then redis.call('HSET', key, unpack(arguments, 1, n)) end
+end
+
+local function remove_rows(key, blob)
+  local arguments, n = {}, 0
+  for at = 1, #blob, 8 do
+    n = n + 1
+    arguments[n] = string.sub(blob, at, at + 7)
+    if n == ARGUMENTS_MAX then
+      redis.call('HDEL', key, unpack(arguments, 1, n))
+      n = 0
+    end
+  end
+  if n > 0 then redis.call('HDEL', key, unpack(arguments, 1, n)) end
+end
+
+local problem = stranger()
+if problem then return problem end
+
+local mode, epoch, part, token = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[6]
+local applied = applied_epoch()
+if applied and applied >= epoch then return {'already', applied} end
+
+local loading, held_token, held_part = unpack(redis.call('HMGET', meta, 'loading', 'token', 'part'))
+if mode == 'apply' then
+  if applied ~= epoch - 1 then return {'behind', applied or -1} end
+elseif loading ~= ARGV[3] then
+  return {'lost', -1}
+end
+
+local expected
+if held_token == token then
+  expected = tonumber(held_part)
+elseif mode == 'apply' and part == 0 then
+  expected = 0
+end
+if not expected or part > expected then return {'lost', -1} end
+if part < expected then return {'ok', applied or -1} end
+
+for i = 2, #KEYS do
+  local at = 7 + 3 * (i - 2)
+  write_rows(KEYS[i], tonumber(ARGV[at]), ARGV[at + 1])
+  remove_rows(KEYS[i], ARGV[at + 2])
+  redis.call('HSET', meta, KEYS[i], redis.call('HLEN', KEYS[i]))
+end
+
+if ARGV[5] == '1' then
+  redis.call('HSET', meta, 'epoch', ARGV[3])
+  redis.call('HDEL', meta, 'loading', 'token', 'part')
+  return {'ok', epoch}
+end
+redis.call('HSET', meta, 'token', token, 'part', part + 1)
+return {'ok', applied or -1}

@@ -1,0 +1,12 @@
+-- Makes an empty shard this model's. Running it twice is harmless.
+--   ARGV[2]  the description: format, shard count and tables, as text that must be equal
+
+local held = redis.call('HMGET', meta, 'model_id', 'description')
+if not held[1] then
+  redis.call('DEL', meta)
+  redis.call('HSET', meta, 'model_id', ARGV[1], 'description', ARGV[2])
+  return {'ok', -1}
+end
+if held[1] ~= ARGV[1] then return {'foreign', held[1]} end
+if held[2] ~= ARGV[2] then return {'mismatch', held[2] or ''} end
+return {'ok', applied_epoch() or -1}

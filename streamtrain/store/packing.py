@@ -1,0 +1,99 @@
+"""Rows as bytes: which shard an id belongs to, and the packed layout that scripts cut into fields. No I/O here.
+
+A row in the store is a value of `4 * (D + K) + 8` bytes, little-endian without padding:
+weights float32 x D, optimizer slots float32 x K, count uint32, last step uint32. `docs/store.md` specifies it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.log.record import TableRows
+
+__all__ = [
+    "BYTES_MAX",
+    "ID_BYTES",
+    "ROWS_MAX",
+    "Grouped",
+    "group",
+    "pack_rows",
+    "shard_of",
+    "unpack_values",
+    "value_dtype",
+]
+
+# 2^64 divided by the golden ratio, odd: Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4) spreads even ids that are no hashes.
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_HALF = np.uint64(32)
+
+ROWS_MAX, BYTES_MAX = 4096, 1 << 20
+"""Bounds on one call, so that a script holds the single-threaded server for a few milliseconds at most."""
+
+ID_BYTES = 8
+
+
+def shard_of(ids: NDArray[np.uint64], shards: int) -> NDArray[np.uint16]:
+    """The shard of each id: the upper half of `id * constant mod 2^64`, scaled to [0, shards).
+
+    Scaling by multiplication instead of a remainder: Lemire, Fast Random Integer Generation in an Interval, 2019.
+    """
+    upper = (ids * _MULTIPLIER) >> _HALF
+    return ((upper * np.uint64(shards)) >> _HALF).astype(np.uint16)
+
+
+def value_dtype(dim: int, slots: int) -> np.dtype[np.void]:
+    """The packed layout of a value."""
+    return np.dtype(
+        [("weights", "<f4", (dim,)), ("slots", "<f4", (slots,)), ("count", "<u4"), ("last_step", "<u4")]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Positions of N ids, grouped by shard and in their old order within one.
+
+    Attributes:
+      order: `[N]` int64.
+      bounds: `[shards + 1]` int64: shard s has `order[bounds[s]:bounds[s + 1]]`.
+    """
+
+    order: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+
+    def shard(self, shard: int) -> NDArray[np.int64]:
+        return self.order[self.bounds[shard] : self.bounds[shard + 1]]
+
+
+def group(ids: NDArray[np.uint64], shards: int) -> Grouped:
+    """Groups `[N]` uint64 ids by shard."""
+    of = shard_of(ids, shards)
+    bounds = np.zeros(shards + 1, np.int64)
+    np.cumsum(np.bincount(of, minlength=shards), out=bounds[1:])
+    # A stable sort of uint16 is a radix sort in numpy: linear in N.
+    return Grouped(np.argsort(of, kind="stable"), bounds)
+
+
+def pack_rows(rows: TableRows, index: NDArray[np.int64]) -> bytes:
+    """Rows `index` of `rows`, each as 8 bytes of id and its value."""
+    value = value_dtype(rows.weights.shape[1], rows.slots.shape[1])
+    packed = np.empty(len(index), np.dtype([("id", "<u8"), ("value", value)]))
+    packed["id"] = rows.ids[index]
+    packed["value"]["weights"] = rows.weights[index]
+    packed["value"]["slots"] = rows.slots[index]
+    packed["value"]["count"] = rows.counts[index]
+    packed["value"]["last_step"] = rows.last_steps[index]
+    return packed.tobytes()
+
+
+def unpack_values(ids: NDArray[np.uint64], values: NDArray[np.void]) -> TableRows:
+    """Rows of `[R]` ids and their `[R]` values of `value_dtype`, as arrays of their own in native byte order."""
+    return TableRows(
+        np.array(ids, np.uint64),
+        np.array(values["weights"], np.float32, order="C"),
+        np.array(values["slots"], np.float32, order="C"),
+        np.array(values["count"], np.uint32),
+        np.array(values["last_step"], np.uint32),
+    )

@@ -1,0 +1,226 @@
+"""The row store on Redis, Valkey, or a Redis Cluster of them. `docs/store.md` specifies keys, values and scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
+from streamtrain.log.record import EpochRecord, TableRows
+from streamtrain.store.checks import check_servers, memory
+from streamtrain.store.packing import BYTES_MAX, ROWS_MAX, group, unpack_values, value_dtype
+from streamtrain.store.router import Router
+from streamtrain.store.scripts import APPLY, BEGIN, CLAIM, PULL, STATE, Script
+from streamtrain.store.settings import StoreSettings
+from streamtrain.store.shares import Shares
+from streamtrain.store.store import StoreDescription, StoreInfo
+
+__all__ = ["RedisStore"]
+
+Result = TypeVar("Result")
+
+# How often a shard's epoch starts over after another writer took it; two appliers of one log end up here at times.
+_ATTEMPTS_MAX = 4
+
+
+class RedisStore:
+    """A `Store` on Redis. Made by `open_store`.
+
+    Args:
+      settings: where and how.
+
+    Raises:
+      ConfigError: the password cannot be read.
+    """
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+        self._router = Router(settings)
+        self._description: StoreDescription | None = None
+
+    async def open(self, description: StoreDescription) -> None:
+        await self._router.connect()
+        check_servers(await self._router.info())
+        self._description = description
+        await _all(self._claim(shard) for shard in range(description.shards))
+
+    async def close(self) -> None:
+        await self._router.close()
+
+    async def info(self) -> StoreInfo:
+        return memory(await self._router.info())
+
+    async def applied_epoch(self) -> int | None:
+        epochs = (await self.applied_epochs()).values()
+        known = [epoch for epoch in epochs if epoch is not None]
+        return min(known) if len(known) == len(epochs) else None
+
+    async def applied_epochs(self) -> dict[int, int | None]:
+        answers = await _all(self._run(STATE, shard) for shard in range(self._opened.shards))
+        # A shard that lost its claim (FLUSHALL) holds nothing; a repair claims it again.
+        return {shard: _epoch(answer[1]) for shard, answer in enumerate(answers)}
+
+    async def apply(self, record: EpochRecord) -> None:
+        shares = await asyncio.to_thread(Shares, record, self._opened)
+        await _all(self._apply_shard(shard, shares) for shard in range(self._opened.shards))
+
+    async def load_base(self, base: EpochRecord) -> None:
+        shares = await asyncio.to_thread(Shares, base, self._opened)
+        await _all(self._load_shard(shard, shares) for shard in range(self._opened.shards))
+
+    async def pull(
+        self, table: str, ids: NDArray[np.uint64], epoch_min: int = 0
+    ) -> tuple[NDArray[np.bool_], TableRows]:
+        value = value_dtype(*self._opened.tables[table])
+        grouped = group(ids, self._opened.shards)
+        chunk = max(1, min(ROWS_MAX, BYTES_MAX // value.itemsize))
+        found = np.zeros(len(ids), np.bool_)
+        values = np.empty(len(ids), value)
+
+        async def pull_chunk(shard: int, index: NDArray[np.int64]) -> None:
+            packed = ids[index].astype("<u8", copy=False).tobytes()
+            _, _, present, blob = await self._pull(shard, table, epoch_min, value.itemsize, packed)
+            hit = np.frombuffer(present, np.uint8) == ord("1")
+            if len(hit) != len(index) or len(blob) != value.itemsize * np.count_nonzero(hit):
+                raise StoreUnavailable(
+                    f"shard {shard} of the store answered {len(hit)} of {len(index)} ids; is something between "
+                    "this process and Redis that changes answers?"
+                )
+            found[index] = hit
+            values[index[hit]] = np.frombuffer(blob, value)
+
+        await _all(
+            pull_chunk(shard, index[start : start + chunk])
+            for shard, index in enumerate(map(grouped.shard, range(self._opened.shards)))
+            for start in range(0, len(index), chunk)
+        )
+        return found, unpack_values(ids[found], values[found])
+
+    @property
+    def _opened(self) -> StoreDescription:
+        assert self._description is not None, "open comes first"
+        return self._description
+
+    async def _claim(self, shard: int) -> None:
+        description = self._opened
+        status, held = await self._run(CLAIM, shard, description.text())
+        if status == b"mismatch":
+            raise StoreRefused(
+                f"shard {shard} of the store was filled as {held.decode(errors='replace')}, but this configuration says "
+                f"{description.text()}; bring back the old settings, or {self._removal}"
+            )
+
+    async def _apply_shard(self, shard: int, shares: Shares) -> None:
+        for _ in range(_ATTEMPTS_MAX):
+            if await self._write(shard, shares, "apply", secrets.token_hex(8)):
+                return
+        raise _overtaken(shard, shares.epoch)
+
+    async def _load_shard(self, shard: int, shares: Shares) -> None:
+        await self._claim(shard)
+        for _ in range(_ATTEMPTS_MAX):
+            token = secrets.token_hex(8)
+            status, epoch = await self._run(BEGIN, shard, shares.epoch, token)
+            if status == b"already":
+                return
+            if status == b"stale":
+                raise StoreRefused(
+                    f"shard {shard} of the store is being loaded with the base of epoch {epoch}, newer than this process's "
+                    f"{shares.epoch}: another process writes to this store; stop one of them"
+                )
+            if await self._write(shard, shares, "load", token):
+                return
+        raise _overtaken(shard, shares.epoch)
+
+    async def _write(self, shard: int, shares: Shares, mode: str, token: str) -> bool:
+        """Writes a shard's parts in order. False: another writer took over, start again."""
+        parts = shares.parts(shard)
+        for number, part in enumerate(parts):
+            arguments = shares.arguments(shard, part)
+            last = int(number == len(parts) - 1)
+            status, epoch = await self._run(APPLY, shard, mode, shares.epoch, number, last, token, *arguments)
+            if status == b"already":
+                return True
+            if status == b"lost":
+                return False
+            if status in (b"behind", b"unclaimed"):
+                raise _behind(shard, _epoch(epoch), shares.epoch - 1)
+        return True
+
+    async def _pull(self, shard: int, table: str, epoch_min: int, value_bytes: int, ids: bytes) -> list[Any]:
+        answer = await self._run(PULL, shard, epoch_min, value_bytes, ids, table=table)
+        if answer[0] in (b"behind", b"unclaimed"):
+            raise _behind(shard, _epoch(answer[1]), epoch_min)
+        if answer[0] == b"damaged":
+            key = self._rows(shard, table)
+            raise StoreRefused(
+                f"{key} in the store has a value of {answer[1]} bytes where a row of table {table!r} has {value_bytes}: "
+                f"another program wrote it. Remove the key (redis-cli UNLINK {key!r}); it is then repaired from the log"
+            )
+        return answer
+
+    async def _run(self, script: Script, shard: int, *arguments: Any, table: str | None = None) -> list[Any]:
+        description = self._opened
+        tables = sorted(description.tables) if table is None else [table]
+        keys = [self._meta(shard), *(self._rows(shard, name) for name in tables)]
+        answer = await script.run(self._router, keys, description.model_id, *arguments)
+        if answer[0] == b"foreign":
+            raise StoreRefused(
+                f"shard {shard} of the store holds rows of model {answer[1].decode(errors='replace')!r}, this is model "
+                f"{description.model_id!r}; name another database in store.url, or {self._removal}"
+            )
+        return answer
+
+    @property
+    def _removal(self) -> str:
+        pattern = f"streamtrain:{{{self._opened.model_id[:12]}.*"
+        return f"remove the rows (they are only a copy): redis-cli --scan --pattern '{pattern}' | xargs redis-cli UNLINK"
+
+    def _tag(self, shard: int) -> str:
+        return f"streamtrain:{{{self._opened.model_id[:12]}.{shard}}}"
+
+    def _meta(self, shard: int) -> str:
+        return f"{self._tag(shard)}:meta"
+
+    def _rows(self, shard: int, table: str) -> str:
+        return f"{self._tag(shard)}:rows:{table}"
+
+
+def _epoch(answer: int) -> int | None:
+    return None if answer < 0 else answer
+
+
+def _behind(shard: int, held: int | None, needed: int) -> StoreBehind:
+    state = "holds nothing that can be trusted" if held is None else f"has applied epoch {held}"
+    return StoreBehind(
+        f"shard {shard} of the store {state}, needed is epoch {needed}; it is repaired from the log"
+    )
+
+
+def _overtaken(shard: int, epoch: int) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"another process keeps writing epoch {epoch} to shard {shard} of the store; stop one of them if it stays"
+    )
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Runs the calls at once, each to its end, so that one shard's failure leaves the others complete.
+
+    Connections bound what is in flight. Raises the gravest error: refused, then unavailable, then behind.
+    """
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    if errors:
+        raise min(errors, key=_gravity)
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+
+
+def _gravity(error: BaseException) -> int:
+    order = (StoreRefused, StoreUnavailable, StoreBehind)
+    # What is none of these is a bug or a cancellation, and comes first.
+    return next((i for i, kind in enumerate(order) if isinstance(error, kind)), -1)

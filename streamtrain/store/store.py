@@ -1,0 +1,162 @@
+"""The contract of a row store."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.store.settings import StoreSettings
+
+if TYPE_CHECKING:
+    from streamtrain.log.record import EpochRecord, TableRows
+
+__all__ = ["FORMAT", "Store", "StoreDescription", "StoreInfo", "open_store"]
+
+FORMAT = 1
+"""Of keys and values in the store; `docs/store.md`."""
+
+_MODEL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDescription:
+    """What a store holds rows of. Never changes for a model.
+
+    Attributes:
+      model_id: 1 to 64 of letters, digits, `.`, `_` and `-`.
+      tables: by name, (floats of weights, floats of optimizer slots) of a row.
+      shards: slices of every table.
+    """
+
+    model_id: str
+    tables: Mapping[str, tuple[int, int]]
+    shards: int
+
+    def __post_init__(self) -> None:
+        # A brace in the id would change the hash tag, and so split a shard over nodes.
+        if not _MODEL_ID.fullmatch(self.model_id):
+            raise ValueError(f"model_id {self.model_id!r} is not 1 to 64 letters, digits, '.', '_' or '-'")
+        if not self.tables or not 1 <= self.shards <= 1024:
+            raise ValueError(f"a store has one table or more and 1 to 1024 shards, not {self.shards}")
+
+    def text(self) -> str:
+        """The same for the same description; each shard keeps it, and refuses another."""
+        tables = {name: list(self.tables[name]) for name in sorted(self.tables)}
+        return json.dumps({"format": FORMAT, "shards": self.shards, "tables": tables}, sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """What the servers say of themselves, for metrics.
+
+    Attributes:
+      version: of the oldest server.
+      servers: how many hold shards.
+      memory_bytes: used by all of them together, whoever uses it.
+      memory_bytes_max: their bounds together; 0 where one has none.
+    """
+
+    version: str
+    servers: int
+    memory_bytes: int
+    memory_bytes_max: int
+
+
+class Store(Protocol):
+    """Rows of all shards, applied from the epoch log. All methods run on one loop.
+
+    Each call is bounded in time and in what is in flight, and may be repeated: after StoreUnavailable, a
+    cancellation or a crash the store holds a prefix of the work, and the same call again completes it.
+    """
+
+    async def open(self, description: StoreDescription) -> None:
+        """Connects, checks the servers, and claims empty shards for the model.
+
+        Raises:
+          StoreRefused: a server is too old, may evict rows or forbids a command, or a shard holds another model's rows.
+          StoreUnavailable: a server does not answer.
+        """
+        ...
+
+    async def applied_epochs(self) -> dict[int, int | None]:
+        """By shard, the epoch up to which its rows are whole; None where it holds nothing that can be trusted.
+
+        Raises: as `open`.
+        """
+        ...
+
+    async def applied_epoch(self) -> int | None:
+        """The smallest of `applied_epochs`, None where one of them is.
+
+        Raises: as `open`.
+        """
+        ...
+
+    async def apply(self, record: EpochRecord) -> None:
+        """Brings every shard from the epoch before the record's to the record's. Shards that have it stay as they are.
+
+        Raises:
+          StoreBehind: a shard is not at the epoch before; the others have applied the record.
+          StoreRefused, StoreUnavailable: as `open`.
+        """
+        ...
+
+    async def load_base(self, base: EpochRecord) -> None:
+        """Repairs: replaces shards that are behind the base, or hold nothing, by its rows. Others stay as they are.
+
+        Raises:
+          StoreRefused: also where another writer is loading a newer base.
+          StoreUnavailable: as `open`.
+        """
+        ...
+
+    async def pull(
+        self, table: str, ids: NDArray[np.uint64], epoch_min: int = 0
+    ) -> tuple[NDArray[np.bool_], TableRows]:
+        """Reads rows.
+
+        Args:
+          table: which table.
+          ids: `[N]` uint64, in any order; may repeat.
+          epoch_min: the epoch that every shard asked must have reached.
+
+        Returns:
+          found: `[N]` bool; False says for certain that there is no such row.
+          rows: of the ids found, in the order of `ids`.
+
+        Raises:
+          StoreBehind: a shard has not reached `epoch_min`, or holds nothing that can be trusted.
+          StoreRefused, StoreUnavailable: as `open`; no answer is ever read as 'no such row'.
+        """
+        ...
+
+    async def info(self) -> StoreInfo:
+        """Asks the servers for their version and memory.
+
+        Raises: as `open`.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Closes all connections. Safe to call twice; nothing else may be called afterwards."""
+        ...
+
+
+def open_store(settings: StoreSettings) -> Store | None:
+    """The store that the settings name, not yet connected (`Store.open` does that); None for `memory://`.
+
+    Raises:
+      ConfigError: the password cannot be read.
+    """
+    if not settings.endpoint.addresses:
+        return None
+    # redis is imported by those who use it alone.
+    from streamtrain.store.redis_store import RedisStore
+
+    return RedisStore(settings)

@@ -42,7 +42,7 @@ class Ragged:
         for part in parts[1:]:
             offsets.append(part.offsets[1:] + total)
             total += int(part.offsets[-1])
-        weights = None if parts[0].weights is None else np.concatenate([p.weights for p in parts])  # type: ignore[misc]
+        weights = None if parts[0].weights is None else np.concatenate([p.weights for p in parts])
         return Ragged(np.concatenate([p.values for p in parts]), np.concatenate(offsets), weights)
 
 

@@ -132,5 +132,7 @@ def file_codec_of(path: Path) -> FileCodec:
         if length and (best is None or length > best[0]):
             best = (length, codec)
     if best is None:
-        raise ConfigError(f"{path}: no file codec reads such files; names end with one of {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"{path}: no file codec reads such files; names end with one of {', '.join(sorted(known))}"
+        )
     return best[1]

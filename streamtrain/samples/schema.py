@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from itertools import pairwise
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -92,8 +94,9 @@ class BucketSlot(Settings):
 
     @model_validator(mode="after")
     def _ascending(self) -> BucketSlot:
-        if any(a >= b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
-            raise ValueError("boundaries must be ascending, each larger than the one before")
+        # Written so that a NaN fails too.
+        if not all(a < b for a, b in pairwise([-math.inf, *self.boundaries, math.inf])):
+            raise ValueError("boundaries must be finite and ascending, each larger than the one before")
         return self
 
 
@@ -139,21 +142,27 @@ class Schema(Settings):
             raise ValueError("labels must be distinct")
         seen: set[str] = set()
         for name, slot in self.slots.items():
-            shares = getattr(slot, "shares", None)
-            if shares is not None:
-                other: Any = self.slots.get(shares)
-                if not isinstance(other, (SparseSlot, SequenceSlot)) or other.shares is not None:
-                    raise ValueError(f"slots.{name}.shares: {shares!r} is not a sparse or sequence slot that owns its ids")
-                if other.type != slot.type:  # type: ignore[union-attr]
-                    raise ValueError(f"slots.{name}.shares: {shares!r} holds {other.type} ids, this slot {slot.type}")  # type: ignore[union-attr]
-                if getattr(slot, "table", None) is not None:
-                    raise ValueError(f"slots.{name}: give shares or table, not both")
+            if isinstance(slot, (SparseSlot, SequenceSlot)) and slot.shares is not None:
+                self._check_sharing(name, slot)
             if isinstance(slot, CrossSlot):
                 for part in slot.of:
-                    if part not in seen or not isinstance(self.slots[part], (SparseSlot, BucketSlot, CrossSlot)):
-                        raise ValueError(f"slots.{name}.of: {part!r} is not a sparse, bucket or cross slot above it")
+                    crossable = isinstance(self.slots.get(part), (SparseSlot, BucketSlot, CrossSlot))
+                    if part not in seen or not crossable:
+                        raise ValueError(
+                            f"slots.{name}.of: {part!r} is not a sparse, bucket or cross slot above it"
+                        )
             seen.add(name)
         return self
+
+    def _check_sharing(self, name: str, slot: SparseSlot | SequenceSlot) -> None:
+        other = self.slots.get(slot.shares or "")
+        place = f"slots.{name}.shares: {slot.shares!r}"
+        if not isinstance(other, (SparseSlot, SequenceSlot)) or other.shares is not None:
+            raise ValueError(f"{place} is not a sparse or sequence slot that owns its ids")
+        if other.type != slot.type:
+            raise ValueError(f"{place} holds {other.type} ids, this slot {slot.type}")
+        if slot.table is not None:
+            raise ValueError(f"slots.{name}: give shares or table, not both")
 
     def namespace(self, name: str) -> str:
         """The namespace of a slot's feature ids: its own name, or that of the slot it shares with."""

@@ -1,0 +1,152 @@
+"""Arrow columns of any fitting type as the plain arrays that slots are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from streamtrain.errors import ConfigError
+from streamtrain.samples.fields import Field
+from streamtrain.samples.hashing import hash_ints, hash_strings
+
+__all__ = ["Column", "hash_values", "read_column"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The values of one field for n rows; a row of a field that is no list has one value, or none where it is missing.
+
+    Attributes:
+      values: `[N]` int64 or float64, or an Arrow string array, without nulls.
+      offsets: `[n + 1]` int64: row i has `values[offsets[i]:offsets[i + 1]]`.
+      present: `[n]` bool, False where the row has no value or null; an empty list is present.
+      null_rows: rows whose list holds a null, ascending.
+      huge_rows: rows that hold an integer beyond 64 bits with sign, ascending.
+    """
+
+    values: NDArray[np.int64] | NDArray[np.float64] | pa.Array
+    offsets: NDArray[np.int64]
+    present: NDArray[np.bool_]
+    null_rows: NDArray[np.int64]
+    huge_rows: NDArray[np.int64]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """`[n]` int64, the number of values of each row."""
+        return np.diff(self.offsets)
+
+    def rows_of(self, elements: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The distinct rows that hold the values at `elements`, ascending."""
+        return np.unique(np.searchsorted(self.offsets, elements, side="right") - 1)
+
+
+def read_column(table: pa.Table, field: Field) -> Column:
+    """The column of `field`, or one without any value where the table has none of that name.
+
+    Raises:
+      ConfigError: the column is of a type that does not fit the field.
+    """
+    indices = table.schema.get_all_field_indices(field.name)
+    if len(indices) > 1:
+        raise ConfigError(
+            f"field {field.name!r}: {len(indices)} columns have this name; name the columns apart"
+        )
+    if not indices or pa.types.is_null(table.schema.types[indices[0]]):
+        return _column(
+            pa.nulls(0, field.value_type),
+            np.zeros(table.num_rows, np.int64),
+            np.zeros(table.num_rows, np.bool_),
+        )
+    array = _whole(table.column(indices[0]))
+    if field.many != _is_list(array.type):
+        raise _unfit(field, array.type)
+    present = _flags(array.is_valid())
+    if not field.many:
+        return _column(
+            _fit(array if present.all() else array.drop_null(), field), present.astype(np.int64), present
+        )
+    lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return _column(_fit(array.flatten(), field), lengths, present)
+
+
+def hash_values(values: NDArray[np.int64] | pa.Array, namespace: str) -> NDArray[np.uint64]:
+    """The feature ids of a column's values, `[N]` uint64."""
+    if isinstance(values, np.ndarray):
+        return hash_ints(values, namespace)
+    if len(values) == 0:
+        return np.empty(0, np.uint64)
+    width = np.int64 if pa.types.is_large_string(values.type) else np.int32
+    _, offsets, data = values.buffers()
+    bounds: NDArray[Any] = np.frombuffer(offsets, width)[values.offset : values.offset + len(values) + 1]
+    return hash_strings(np.frombuffer(data or b"", np.uint8), bounds, namespace)
+
+
+def _column(values: pa.Array, lengths: NDArray[np.int64], present: NDArray[np.bool_]) -> Column:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    nulls = np.flatnonzero(_flags(values.is_null())) if values.null_count else np.empty(0, np.int64)
+    huge = np.empty(0, np.int64)
+    if pa.types.is_unsigned_integer(values.type):
+        huge = np.flatnonzero(_flags(pc.greater(values, pa.scalar(2**63 - 1, pa.uint64())).fill_null(False)))
+        values = values.cast(pa.int64(), safe=False)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        plain = values.fill_null("") if len(nulls) else values
+    else:
+        plain = (values.fill_null(0) if len(nulls) else values).to_numpy(zero_copy_only=False)
+    column = Column(plain, offsets, present, nulls, huge)
+    if len(nulls) or len(huge):
+        return Column(plain, offsets, present, column.rows_of(nulls), column.rows_of(huge))
+    return column
+
+
+def _fit(values: pa.Array, field: Field) -> pa.Array:
+    """`values` as int64, uint64 (which `_column` narrows), float64, string or large_string; nulls stay."""
+    type_ = values.type
+    if pa.types.is_dictionary(type_):
+        return _fit(values.dictionary_decode(), field)
+    if pa.types.is_null(type_):
+        return values.cast(field.value_type)
+    if field.type == "string":
+        if pa.types.is_string(type_) or pa.types.is_large_string(type_):
+            return values
+        if pa.types.is_string_view(type_):
+            return values.cast(pa.large_string())
+    elif pa.types.is_integer(type_) or pa.types.is_boolean(type_):
+        if field.type == "number":
+            return values.cast(pa.float64(), safe=False)
+        return values if type_ in (pa.int64(), pa.uint64()) else values.cast(pa.int64())
+    elif field.type == "number" and (pa.types.is_floating(type_) or pa.types.is_decimal(type_)):
+        return values.cast(pa.float64(), safe=False)
+    elif field.type == "time" and (pa.types.is_timestamp(type_) or pa.types.is_date(type_)):
+        zone = type_.tz if pa.types.is_timestamp(type_) else None
+        return values.cast(pa.timestamp("ms", zone), safe=False).cast(pa.int64())
+    raise _unfit(field, type_)
+
+
+def _unfit(field: Field, found: pa.DataType) -> ConfigError:
+    if field.many != _is_list(found):
+        remedy = "a slot with many = false reads one value, many = true or a sequence slot reads a list"
+    elif pa.types.is_floating(found):
+        remedy = "a float is no feature id: use a slot of kind bucket or dense, or name another field"
+    else:
+        remedy = f"change the type in [{field.used_by}], or name another field"
+    return ConfigError(
+        f"field {field.name!r}: the column holds {found}, but {field.used_by} reads {field}; {remedy}"
+    )
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _flags(array: pa.Array) -> NDArray[np.bool_]:
+    return array.to_numpy(zero_copy_only=False)

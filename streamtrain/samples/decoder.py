@@ -1,0 +1,144 @@
+"""From the chunks of a source to samples: columnar first, record by record where that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from streamtrain import plugins
+from streamtrain.errors import BadSample, ConfigError
+from streamtrain.samples.batch import SampleBatch
+from streamtrain.samples.codec import RECORD_BYTES_MAX, CodecError, RecordCodec
+from streamtrain.samples.columns import SampleColumns
+from streamtrain.samples.schema import Schema
+from streamtrain.samples.values import check_values, table_of
+from streamtrain.sources import Chunk
+
+__all__ = ["DecodedChunk", "Decoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedChunk:
+    """The samples of a chunk. `partition`, `first` and `next` are the chunk's.
+
+    Attributes:
+      offsets: `[B]` int64, ascending: where the record of each sample stands.
+      batch: the B good samples.
+      bad: the records refused, ascending by offset, with partition and offset filled in.
+    """
+
+    partition: str
+    first: int
+    next: int
+    offsets: NDArray[np.int64]
+    batch: SampleBatch
+    bad: tuple[BadSample, ...]
+
+
+class Decoder:
+    """Decodes chunks of one schema. Threads may share it; its kernels and Arrow's leave the GIL to the trainer.
+
+    Args:
+      schema: the samples.
+      codec: a plug-in of the group `streamtrain.codecs`, for chunks whose records are bytes.
+      record_bytes_max: a longer record is a bad sample.
+    """
+
+    def __init__(self, schema: Schema, codec: str = "json", record_bytes_max: int = RECORD_BYTES_MAX) -> None:
+        self.columns = SampleColumns(schema)
+        self._codec: RecordCodec = plugins.load("codecs", codec)(schema)
+        self._record_bytes_max = record_bytes_max
+
+    def decode(self, chunk: Chunk) -> DecodedChunk:
+        """The samples of `chunk`. It may hold gaps and bad records, and no good one at all.
+
+        Raises:
+          ConfigError: a column of an Arrow chunk is of a type that does not fit the schema.
+        """
+        bad: list[BadSample] = []
+        if isinstance(chunk.records, pa.Table):
+            table, kept = chunk.records, np.arange(chunk.records.num_rows)
+        else:
+            table, kept = self._decode_records(chunk, chunk.records, bad)
+        try:
+            batch, good, refused = self.columns.extract(table, chunk.times_ms[kept])
+        except ConfigError as error:
+            raise ConfigError(f"{chunk.partition}: {error}") from error
+        for row in refused:
+            bad.append(_placed(BadSample(row.reason, row.detail, field=row.field), chunk, int(kept[row.row])))
+        bad.sort(key=lambda sample: sample.offset or 0)
+        return DecodedChunk(
+            chunk.partition, chunk.first, chunk.next, chunk.offsets[kept[good]], batch, tuple(bad)
+        )
+
+    def decode_samples(self, samples: Sequence[Mapping[str, Any]]) -> SampleBatch:
+        """Samples that are Python values already, for serving: labels may be missing (0 then).
+
+        Raises:
+          BadSample: the first one that is not a sample; `offset` is its index in `samples`, which the text names.
+        """
+        fields, rows = self.columns.fields, []
+        for index, sample in enumerate(samples):
+            try:
+                rows.append(check_values(sample, fields))
+            except BadSample as error:
+                raise _indexed(error, index) from error
+        nobody_knows = np.full(len(rows), -1, np.int64)
+        batch, _, refused = self.columns.extract(table_of(rows, fields), nobody_knows, labels_required=False)
+        for row in refused:
+            raise _indexed(BadSample(row.reason, row.detail, field=row.field), row.row)
+        return batch
+
+    def _decode_records(
+        self, chunk: Chunk, records: Sequence[bytes | None], bad: list[BadSample]
+    ) -> tuple[pa.Table, NDArray[np.int64]]:
+        """The records that are of the right form as a table, and their indices in the chunk; others go to `bad`."""
+        payloads: list[bytes] = []
+        kept: list[int] = []
+        for index, record in enumerate(records):
+            if record is not None and 0 < len(record) <= self._record_bytes_max:
+                payloads.append(record)
+                kept.append(index)
+            else:
+                bad.append(_placed(self._refusal(record), chunk, index))
+        if not payloads:
+            return self.columns.arrow_schema.empty_table(), np.empty(0, np.int64)
+        try:
+            return self._codec.decode_columns(payloads), np.asarray(kept, np.int64)
+        except CodecError:
+            return self._decode_one_by_one(chunk, payloads, kept, bad)
+
+    def _decode_one_by_one(
+        self, chunk: Chunk, payloads: list[bytes], indices: list[int], bad: list[BadSample]
+    ) -> tuple[pa.Table, NDArray[np.int64]]:
+        rows: list[dict[str, Any]] = []
+        kept: list[int] = []
+        for payload, index in zip(payloads, indices, strict=True):
+            try:
+                rows.append(self._codec.decode_one(payload))
+                kept.append(index)
+            except BadSample as error:
+                bad.append(_placed(error, chunk, index))
+        return table_of(rows, self.columns.fields), np.asarray(kept, np.int64)
+
+    def _refusal(self, record: bytes | None) -> BadSample:
+        if not record:
+            return BadSample("missing", "the record is null" if record is None else "the record is empty")
+        limit = self._record_bytes_max
+        return BadSample(
+            "too_large", f"the record has {len(record)} bytes or more; record_bytes_max is {limit}"
+        )
+
+
+def _placed(error: BadSample, chunk: Chunk, index: int) -> BadSample:
+    offset = int(chunk.offsets[index])
+    return BadSample(error.reason, error.detail, field=error.field, partition=chunk.partition, offset=offset)
+
+
+def _indexed(error: BadSample, index: int) -> BadSample:
+    return BadSample(error.reason, f"sample {index}: {error.detail}", field=error.field, offset=index)

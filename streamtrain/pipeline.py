@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from streamtrain.errors import BadSample
+from streamtrain.errors import BadSample, SourceUnavailable
 from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.decoder import Decoder
-from streamtrain.sources import Source
+from streamtrain.sources import Chunk, Source
 from streamtrain.training.guard import BadSampleGuard
 from streamtrain.training.handoff import Handoff, Item
 
@@ -23,6 +23,7 @@ __all__ = ["Feed", "Prefetch"]
 logger = logging.getLogger(__name__)
 
 _BAD_SAMPLES_LOGGED_MAX = 5
+_UNAVAILABLE_PAUSE_S = 1.0
 
 
 class Prefetch(Protocol):
@@ -66,7 +67,7 @@ class Feed:
 
     async def _run(self, executor: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
-        while (chunk := await self._source.read()) is not None:
+        while (chunk := await self._read()) is not None:
             begin = time.perf_counter()
             decoded = await loop.run_in_executor(executor, self._decoder.decode, chunk)
             self._metrics.decode_seconds.inc(time.perf_counter() - begin)
@@ -75,7 +76,16 @@ class Feed:
             pulled = {} if self._prefetch is None else await self._prefetch.rows_for(decoded.batch)
             await self._handoff.put(Item(decoded, pulled))
 
-    def _report(self, bad: list[BadSample]) -> None:
+    async def _read(self) -> Chunk | None:
+        """The next chunk. A source that does not answer goes on trying by itself, and is waited for."""
+        while True:
+            try:
+                return await self._source.read()
+            except SourceUnavailable as error:
+                logger.warning("reading waits: %s", error)
+                await asyncio.sleep(_UNAVAILABLE_PAUSE_S)
+
+    def _report(self, bad: Sequence[BadSample]) -> None:
         for sample in bad[:_BAD_SAMPLES_LOGGED_MAX]:
             logger.warning("refused a record: %s", sample)
         if len(bad) > _BAD_SAMPLES_LOGGED_MAX:

@@ -65,7 +65,7 @@ async def replay(
     source: Source = plugins.load("consumers", job.source.kind)(job.source)
     learner = await asyncio.to_thread(_restored, job, log, epoch, source.sequential)
     decoder = Decoder(job.sample_schema, codec=job.source.codec)
-    source.use_columns(decoder.columns)
+    source.use_columns(decoder.columns.arrow_schema.names)
     try:
         records = await _Records.read(source, decoder, expected)
     finally:

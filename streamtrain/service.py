@@ -27,8 +27,7 @@ from streamtrain.sources import Source
 from streamtrain.sparse.optimizers import slots_of
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.prefetch import StorePrefetch
-from streamtrain.store.redis_store import open_store
-from streamtrain.store.store import Store, StoreDescription
+from streamtrain.store.store import Store, StoreDescription, open_store
 from streamtrain.training.committer import Committer, writer_name
 from streamtrain.training.guard import BadSampleGuard
 from streamtrain.training.handoff import Handoff
@@ -100,7 +99,7 @@ class Service:
         source: Source = plugins.load("consumers", job.source.kind)(job.source, until_end=self._until_end)
         stack.push_async_callback(source.close)
         decoder = Decoder(job.sample_schema, codec=job.source.codec)
-        source.use_columns(decoder.columns)
+        source.use_columns(decoder.columns.arrow_schema.names)
 
         self._health.say("compiling")
         learner = await asyncio.to_thread(_warm_learner, job)
@@ -149,8 +148,9 @@ class Service:
         head = log.head()
         if head is None:
             # Where reading starts is durable before the first sample: "latest" means the same after a crash.
+            positions = await source.start(None)
             genesis = dataclasses.replace(
-                learner.genesis(await source.start(None)),
+                learner.genesis(positions, source.identity),
                 committed_at_ms=time.time_ns() // 1_000_000,
                 writer=writer_name(),
             )
@@ -164,7 +164,7 @@ class Service:
             learner.restore, records, sequential=source.sequential, rows=applier is None
         )
         if head is not None:
-            await source.start(last.positions)
+            await source.start(last.positions, last.notes.get("source", ""))
             logger.info("recovered epoch %d: %d samples", last.epoch, last.samples_total)
         return last
 

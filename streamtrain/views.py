@@ -149,10 +149,12 @@ class Views:
     def _exporting(self, name: str) -> Callable[[], Awaitable[int]]:
         async def export() -> int:
             runner = self._runners[name]
-            epoch = await asyncio.to_thread(runner.catch_up)
-            self._metrics.export_epoch.labels(name).set(epoch)
-            self._metrics.export_bytes.labels(name).set(runner.last_bytes)
-            return epoch
+            await asyncio.to_thread(runner.catch_up)
+            status = runner.status
+            assert status.position is not None, "a log has at least its genesis, and that was exported"
+            self._metrics.export_epoch.labels(name).set(status.position.epoch)
+            self._metrics.export_bytes.labels(name).set(status.last_bytes)
+            return status.position.epoch
 
         return export
 

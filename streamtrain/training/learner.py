@@ -41,8 +41,13 @@ class Learner:
         self.sparse.warm_up()
         self.dense.warm_up()
 
-    def genesis(self, positions: Mapping[str, int]) -> EpochRecord:
-        """The record of a model before its first sample: initial dense parameters, no rows, where reading starts."""
+    def genesis(self, positions: Mapping[str, int], source: str) -> EpochRecord:
+        """The record of a model before its first sample: initial dense parameters, no rows, where reading starts.
+
+        Args:
+          positions: what `Source.start` returned.
+          source: the source's identity; every record carries it on.
+        """
         return EpochRecord(
             epoch=0,
             previous="",
@@ -54,6 +59,7 @@ class Learner:
             tables=self.sparse.cut(),
             dense=self.dense.state(),
             metrics=self.prequential.state(),
+            notes=self._notes | {"source": source},
         )
 
     def restore(self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool = True) -> EpochRecord:
@@ -75,6 +81,7 @@ class Learner:
         self.dense.load(last.dense)
         self.prequential.load(last.metrics)
         self._epochs = EpochBuilder(last, sequential=sequential)
+        self._notes["source"] = last.notes.get("source", "")
         return last
 
     @property

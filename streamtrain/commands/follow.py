@@ -1,0 +1,99 @@
+"""Follows an export directory as a serving process does, and tells each version as it becomes visible."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+HELP = "follow the deltas as a serving process does"
+EXAMPLES = """\
+examples:
+  streamtrain follow exports/
+  streamtrain follow exports/ --json            one line a version
+  streamtrain follow exports/ --until 120       stop when epoch 120 is served
+  echo '{"user_id": 7, "item_id": 3}' | streamtrain follow exports/ --predict
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", metavar="DIR", help="the export directory")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
+    parser.add_argument("--until", type=int, metavar="EPOCH", help="stop when this epoch or a later one is served")
+    parser.add_argument("--predict", action="store_true", help="score JSON lines from standard input, then stop")
+    parser.add_argument("--poll", type=float, default=0.1, metavar="S", help="seconds between looks (default 0.1)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import signal
+    import threading
+
+    from streamtrain.serving import Follower
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    follower = Follower(arguments.dir, poll_s=arguments.poll)
+    if arguments.predict:
+        return _predict(follower)
+    seen = None
+    while not stop.is_set():
+        error = follower.status.last_error
+        follower.poll()
+        if follower.status.last_error not in (None, error):
+            sys.stderr.write(f"streamtrain: {follower.status.last_error}\n")
+        version = follower.version
+        if version is not None and version.epoch != seen:
+            seen = version.epoch
+            _tell(follower, arguments.json)
+        if arguments.until is not None and seen is not None and seen >= arguments.until:
+            return 0
+        stop.wait(arguments.poll)
+    return 0
+
+
+def _tell(follower, as_json: bool) -> None:  # type: ignore[no-untyped-def]
+    import orjson
+
+    version, freshness = follower.version, follower.freshness.as_dict()
+    lineage = version.lineage
+    if as_json:
+        line = orjson.dumps(
+            {
+                "epoch": version.epoch,
+                "samples_total": lineage.samples_total,
+                "committed_at_ms": lineage.committed_at_ms,
+                "visible_at_ms": version.visible_at_ms,
+                "event_time_ms": lineage.event_time_ms,
+                "record_time_ms": lineage.record_time_ms,
+                "positions": lineage.positions,
+                "freshness": freshness,
+            }
+        ).decode()
+    else:
+        behind = version.visible_at_ms - lineage.committed_at_ms
+        p99 = freshness["event_to_visible_p99_ms"]
+        tail = "" if p99 is None else f", event to visible p99 {p99 / 1000:.2f} s"
+        line = f"epoch {version.epoch}: {lineage.samples_total:,} samples, visible {behind} ms after its commit{tail}"
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _predict(follower) -> int:  # type: ignore[no-untyped-def]
+    """Scores standard input in bounded pieces; one JSON object by label a line."""
+    import itertools
+
+    import orjson
+
+    from streamtrain.errors import BadSample
+
+    follower.wait_for(0, 10.0)
+    labels = follower.model.layout.labels
+    lines = (line for line in sys.stdin.buffer if line.strip())
+    while piece := list(itertools.islice(lines, 1024)):
+        try:
+            samples = [orjson.loads(line) for line in piece]
+        except orjson.JSONDecodeError as error:
+            raise BadSample("json", f"standard input holds a line that is not JSON: {error}") from error
+        for row in follower.predict(samples):
+            sys.stdout.write(orjson.dumps(dict(zip(labels, row.tolist(), strict=True))).decode() + "\n")
+    return 0

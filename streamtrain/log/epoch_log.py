@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from streamtrain.errors import CorruptRecord, EpochMissing, Fenced, LogError
 from streamtrain.log import container, format
+from streamtrain.log.container import Stream
 from streamtrain.log.files import Aside, Files, clean_asides, typed_errors
 from streamtrain.log.model import ModelDescription
 from streamtrain.log.reader import LogReader
@@ -133,6 +136,52 @@ class EpochLog(LogReader):
         self._settle(target, record.epoch)
         self._tail = record.epoch, digest
         return digest
+
+    def add_base(self, record: EpochRecord, rows: Mapping[str, np.ndarray | Stream]) -> None:
+        """Puts a base in place; where that epoch has one already, nothing is changed. `fold` calls it.
+
+        Args:
+          record: all but the rows; `previous` is the digest of its epoch.
+          rows: the tensors of the rows by their names in the file.
+
+        Raises:
+          LogFull, LogError: it cannot be written; nothing was changed.
+        """
+        target = self.base_path(record.epoch)
+        with typed_errors("write", target), Aside(self._files, self._tmp, f"base.{target.name}") as aside:
+            document = format.document(record, "base", self.model.model_id)
+            container.write(document, format.tensors(record) | dict(rows), aside)
+            with suppress(FileExistsError):
+                aside.link(target)
+            self._files.sync_directory(self._bases)
+
+    def collect(self, keep_epochs: int, protect: Iterable[int] = ()) -> int:
+        """Removes what recovery no longer needs: old epochs, and all bases but the newest two.
+
+        Oldest first, so that a crash in between leaves no gap. Without a base nothing is removed.
+
+        Args:
+          keep_epochs: >= 1; epochs up to this many before the newest base go.
+          protect: epochs that views stand at: those after the oldest of them stay, however old.
+
+        Returns:
+          How many files were removed.
+
+        Raises:
+          LogError: a file cannot be removed.
+        """
+        assert keep_epochs >= 1
+        with typed_errors("collect the epoch log", self.path):
+            bases = self._numbers(self._bases)
+            if not bases:
+                return 0
+            bound = min([bases[-1] - keep_epochs, *protect])
+            old = [self.epoch_path(epoch) for epoch in self._numbers(self._epochs) if epoch <= bound]
+            old += [self.base_path(base) for base in bases[:-2]]
+            for path in old:
+                with suppress(FileNotFoundError):
+                    self._files.unlink(path)
+            return len(old)
 
     def _check_follows(self, record: EpochRecord) -> None:
         head = self.head()

@@ -162,14 +162,13 @@ def typed_errors(doing: str, path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         text = f"cannot {doing} {path}: {reason}"
         if error.errno in _FULL:
+            too_large = error.errno == errno.EFBIG
             what = (
                 "raise the file-size limit (ulimit -f)"
-                if error.errno == errno.EFBIG
-                else "free space or raise the quota"
+                if too_large
+                else "free space there or raise the quota"
             )
-            raise LogFull(
-                f"{text}; {what} on that file system, then try again: nothing was changed"
-            ) from error
+            raise LogFull(f"{text}; {what}, then try again: nothing was changed") from error
         if error.errno in _NO_LINKS and error.filename2 is not None:
             raise LogError(
                 f"{text}; the log needs hard links: put it on a file system such as ext4 or xfs"

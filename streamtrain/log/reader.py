@@ -158,6 +158,14 @@ class LogReader:
         """
         return self._read(epoch, "epoch" if self._exists(self.epoch_path(epoch)) else "base", check=False)
 
+    def describe_base(self, epoch: int) -> EpochRecord:
+        """As `describe`, of a base."""
+        return self._read(epoch, "base", check=False)
+
+    def base_digest(self, epoch: int) -> str:
+        """The digest of a base's own file, as it claims it. Raises as `read`."""
+        return self._open(epoch, "base", check=False).digest
+
     def _digest_before(self, epoch: int) -> str | None:
         """What `previous` must be; None where the epoch before is gone."""
         if epoch == 0:

@@ -1,0 +1,109 @@
+"""What `streamtrain inspect` tells about a log: read from headers and ids, never whole files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.log.merge import merge
+from streamtrain.log.reader import LogReader
+from streamtrain.log.record import EpochRecord
+
+__all__ = ["inspect"]
+
+_Ids = tuple[NDArray[np.uint64], NDArray[np.uint64]]
+
+
+def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
+    """Describes a log, as JSON values.
+
+    Args:
+      path: the log.
+      lineage: how many of the newest epochs to list, newest first.
+
+    Returns:
+      `path`, `name`, `model_id`, `created_at_ms`; `epoch` (None of an empty log), `samples` learned in all, `steps`,
+      `bad_samples`, `positions`, `watermark_ms`, `committed_at_ms`; `tables` (by name: `rows`, `dim`, `bytes`);
+      `epochs` kept (`first`, `last`, `count`), `bases`, `bytes` on disk; `lineage`.
+
+    Raises:
+      LogError, CorruptRecord, EpochMissing: as `LogReader`.
+    """
+    log = LogReader.open(path)
+    head, epochs, bases = log.head(), log.epochs(), log.bases()
+    last = None if head is None else log.describe(head)
+    records = _Records(log, bases[-1] if bases else -1, -1 if head is None else head)
+    return {
+        "path": str(log.path),
+        "name": log.model.name,
+        "model_id": log.model.model_id,
+        "created_at_ms": log.model.created_at_ms,
+        "epoch": head,
+        "samples": 0 if last is None else last.samples_total,
+        "steps": 0 if last is None else last.step_next,
+        "bad_samples": sum(record.bad_samples for record in records),
+        "positions": {} if last is None else dict(last.positions),
+        "watermark_ms": None if last is None else last.watermark_ms,
+        "committed_at_ms": None if last is None else last.committed_at_ms,
+        "tables": records.tables(),
+        "epochs": {
+            "first": epochs[0] if epochs else None,
+            "last": epochs[-1] if epochs else None,
+            "count": len(epochs),
+        },
+        "bases": bases,
+        "bytes": sum(file.stat().st_size for file in log.path.rglob("*.safetensors")),
+        "lineage": [_line(log, epoch) for epoch in reversed(epochs[-lineage:])] if lineage else [],
+    }
+
+
+class _Records:
+    """The newest base and the epochs after it, opened anew at each pass and one at a time: descriptors are few."""
+
+    def __init__(self, log: LogReader, base: int, head: int) -> None:
+        self._log, self._base, self._head = log, base, head
+
+    def __iter__(self) -> Iterator[EpochRecord]:
+        if self._base >= 0:
+            yield self._log.describe_base(self._base)
+        for epoch in range(self._base + 1, self._head + 1):
+            yield self._log.describe(epoch)
+
+    def tables(self) -> dict[str, dict[str, int]]:
+        widths: dict[str, tuple[int, int]] = {}
+        for record in self:
+            widths |= {
+                name: (rows.weights.shape[1], rows.slots.shape[1]) for name, rows in record.tables.items()
+            }
+        tables = {}
+        for name, (dim, slots) in sorted(widths.items()):
+            rows = len(merge(self._ids(name))[0])
+            tables[name] = {"rows": rows, "dim": dim, "bytes": rows * (16 + 4 * (dim + slots))}
+        return tables
+
+    def _ids(self, table: str) -> Iterator[_Ids]:
+        for record in self:
+            if table in record.tables:
+                yield record.tables[table].ids, record.tables[table].tombstones
+
+
+def _line(log: LogReader, epoch: int) -> dict[str, Any]:
+    record = log.describe(epoch)
+    return {
+        "epoch": epoch,
+        "digest": log.digest(epoch),
+        "committed_at_ms": record.committed_at_ms,
+        "writer": record.writer,
+        "steps": [record.step_first, record.step_next],
+        "samples": record.samples,
+        "bad_samples": record.bad_samples,
+        "event_time_ms": record.event_time_ms,
+        "record_time_ms": record.record_time_ms,
+        "positions": dict(record.positions),
+        "notes": dict(record.notes),
+        "bytes": log.epoch_path(epoch).stat().st_size,
+    }

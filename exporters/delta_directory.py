@@ -1,0 +1,183 @@
+"""The durable side of a delta export: files written aside, synced, renamed; the manifest last."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from streamtrain.errors import ExportError
+from streamtrain.log.container import Stream, write
+from streamtrain.log.files import Aside, Files, clean_asides
+from streamtrain.serving.manifest import BASES, DELTAS, MANIFEST, MODEL, Entry, Manifest
+from streamtrain.serving.model import ServedModel
+
+__all__ = ["ExportDirectory", "ExportFiles"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class ExportFiles(Files):
+    """The log's file layer, with the one call more that a manifest needs."""
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Gives a file its name, atomically, in place of whatever had it."""
+        os.replace(source, target)  # noqa: PTH105 - the call itself, as all of this layer
+
+
+class _Replacing(Aside):
+    """A file aside that may take the name of another one."""
+
+    def __init__(self, files: ExportFiles, directory: Path, name: str) -> None:
+        super().__init__(files, directory, name)
+        self._replacing = files
+        self.size_bytes = 0
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
+
+    def write(self, data: bytes | memoryview) -> None:
+        super().write(data)
+        self.size_bytes += len(data)
+
+    def replace(self, target: Path) -> None:
+        """Syncs the content, the name and the directory that holds it."""
+        assert self._descriptor is not None
+        self._replacing.sync(self._descriptor)
+        self._replacing.replace(self.path, target)
+        self._replacing.sync_directory(target.parent)
+
+
+class ExportDirectory:
+    """An export directory, held by this process alone until `close`.
+
+    Args:
+      path: made where it is not there.
+      files: the calls that reach the disk.
+
+    Raises:
+      ExportError: another process exports into it, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, files: ExportFiles) -> None:
+        self.path = path
+        self._files = files
+        self._aside = path / "tmp"
+        with self._typed("set up"):
+            for directory in (path, self._aside, path / BASES, path / DELTAS):
+                files.make_directory(directory)
+            self._lock: int | None = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._lock)
+                raise ExportError(
+                    f"another process exports into {path}; give each daemon a path of its own"
+                ) from None
+            clean_asides(files, self._aside)
+
+    def close(self) -> None:
+        """Lets others export into the directory. Safe to call twice."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def describe(self, model: ServedModel) -> None:
+        """Writes `model.json`.
+
+        Raises:
+          ExportError: the directory is another model's.
+        """
+        path = self.path / MODEL
+        content = model.to_bytes()
+        if self._files.exists(path):
+            found = ServedModel.read(path)
+            if found.model_id != model.model_id:
+                raise ExportError(
+                    f"{self.path} holds the export of model {found.name!r} ({found.model_id}), not of "
+                    f"{model.name!r} ({model.model_id}); set another path, or remove that directory"
+                )
+            if path.read_bytes() == content:
+                return
+        self._write(MODEL, content)
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, where there is one and the files that it names are there.
+
+        Raises:
+          ExportError: it is damaged, or names a file that is gone or of another size.
+        """
+        try:
+            manifest = Manifest.read(self.path / MANIFEST)
+        except FileNotFoundError:
+            return None
+        for entry in (*manifest.bases, *manifest.deltas):
+            path = self.path / entry.name
+            if not path.exists() or path.stat().st_size != entry.size_bytes:
+                raise ExportError(f"{path} is not there as the manifest says")
+        return manifest
+
+    def write_file(
+        self, entry: Entry, document: Mapping[str, Any], tensors: Mapping[str, np.ndarray | Stream]
+    ) -> Entry:
+        """Writes a delta or base and makes it durable. Nothing refers to it yet.
+
+        Returns:
+          `entry` with the file's digest and size.
+        """
+        target = self.path / entry.name
+        with (
+            self._typed(f"write {entry.name} of"),
+            _Replacing(self._files, self._aside, target.name) as aside,
+        ):
+            digest = write(document, tensors, aside)
+            aside.replace(target)
+        return Entry(
+            entry.epoch, entry.version, entry.previous, digest, aside.size_bytes, entry.committed_at_ms
+        )
+
+    def publish(self, manifest: Manifest) -> None:
+        """Makes `manifest` the one that followers see. The files that it names are durable already."""
+        manifest.check()
+        self._write(MANIFEST, manifest.to_bytes())
+
+    def _write(self, name: str, content: bytes) -> None:
+        with self._typed(f"write {name} of"), _Replacing(self._files, self._aside, name) as aside:
+            aside.write(content)
+            aside.replace(self.path / name)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes files that the published manifest does not name; what cannot be removed is logged, and stays."""
+        for name in sorted(names):
+            try:
+                self._files.unlink(self.path / name)
+            except OSError as error:
+                _LOG.warning("cannot remove %s from %s: %s", name, self.path, error)
+
+    def remove_orphans(self, manifest: Manifest | None) -> None:
+        """Removes every delta and base that the published manifest does not name: what a crash left."""
+        named = set() if manifest is None else set(manifest.names)
+        with self._typed("list"):
+            there = [
+                f"{folder}/{name}"
+                for folder in (DELTAS, BASES)
+                for name in self._files.names(self.path / folder)
+            ]
+        self.remove(set(there) - named)
+
+    @contextmanager
+    def _typed(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ExportError(
+                f"cannot {doing} {self.path}: {error.strerror or error}; training goes on, and the export is "
+                "tried again: check space, quota, owner and mount of that directory"
+            ) from error

@@ -1,0 +1,192 @@
+"""The files of an export: weights only, one safetensors file a delta or base (`docs/serving.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.errors import CorruptRecord, DeltaGap, ExportError
+from streamtrain.log.container import Container
+from streamtrain.log.record import EpochRecord
+from streamtrain.serving.manifest import Entry
+from streamtrain.serving.model import FORMAT_VERSION, ServedModel
+
+__all__ = ["PARAMS_PREFIX", "ExportedFile", "ExportedRows", "Lineage", "export_document", "read_export"]
+
+PARAMS_PREFIX = "params/"
+"""Of the dense state's names; the optimizer's and others are not exported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a version has learned from. In a base too, the fields of one epoch are those of its own epoch.
+
+    Attributes:
+      samples: samples learned in the epoch.
+      samples_total: samples learned by the model up to its end.
+      step_next: the first step after it.
+      positions: by partition, the next offset to read.
+      event_time_ms: (min, max) of the epoch's event times; None without samples.
+      record_time_ms: (min, max) of when its records reached the source; None without samples.
+      watermark_ms: the largest event time seen by the model so far, or None.
+      committed_at_ms: when the trainer committed the epoch, by its wall clock.
+      exported_at_ms: when the exporter wrote the file, by its wall clock.
+    """
+
+    samples: int
+    samples_total: int
+    step_next: int
+    positions: dict[str, int]
+    event_time_ms: tuple[int, int] | None
+    record_time_ms: tuple[int, int] | None
+    watermark_ms: int | None
+    committed_at_ms: int
+    exported_at_ms: int
+
+    @staticmethod
+    def of(record: EpochRecord, exported_at_ms: int) -> Lineage:
+        return Lineage(
+            record.samples,
+            record.samples_total,
+            record.step_next,
+            dict(record.positions),
+            record.event_time_ms,
+            record.record_time_ms,
+            record.watermark_ms,
+            record.committed_at_ms,
+            exported_at_ms,
+        )
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Lineage:
+        """Raises KeyError, TypeError or ValueError where the document is not one of `asdict`'s."""
+        return Lineage(
+            samples=int(document["samples"]),
+            samples_total=int(document["samples_total"]),
+            step_next=int(document["step_next"]),
+            positions={str(name): int(offset) for name, offset in document["positions"].items()},
+            event_time_ms=_pair(document["event_time_ms"]),
+            record_time_ms=_pair(document["record_time_ms"]),
+            watermark_ms=None if document["watermark_ms"] is None else int(document["watermark_ms"]),
+            committed_at_ms=int(document["committed_at_ms"]),
+            exported_at_ms=int(document["exported_at_ms"]),
+        )
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    low, high = value
+    return int(low), int(high)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedRows:
+    """Rows of one table.
+
+    Attributes:
+      ids: `[R]` uint64, distinct; ascending in a base.
+      weights: `[R, D]` float32.
+      tombstones: `[T]` uint64, ids that have no row any more; empty in a base.
+    """
+
+    ids: NDArray[np.uint64]
+    weights: NDArray[np.float32]
+    tombstones: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """A delta or base that passed every check. The arrays are views of mapped memory.
+
+    Attributes:
+      entry: the manifest's.
+      lineage: what it has learned from.
+      tables: by name, for every table of the model.
+      dense: by name (`params/...`), the dense parameters, whole.
+    """
+
+    entry: Entry
+    lineage: Lineage
+    tables: dict[str, ExportedRows]
+    dense: dict[str, np.ndarray]
+
+
+def export_document(model_id: str, entry: Entry, lineage: Lineage) -> dict[str, Any]:
+    """The JSON document in the header of an exported file. The entry's digest and size are not in it."""
+    return {
+        "format": "streamtrain-export",
+        "format_version": FORMAT_VERSION,
+        "kind": "delta" if entry.previous else "base",
+        "model_id": model_id,
+        "epoch": entry.epoch,
+        "version": entry.version,
+        "previous": entry.previous,
+        "lineage": asdict(lineage),
+    }
+
+
+def read_export(directory: Path, entry: Entry, model: ServedModel) -> ExportedFile:
+    """Reads a file of an export and checks all of it: digest, place in the chain, model, names, shapes.
+
+    Raises:
+      FileNotFoundError: it was collected; the manifest that named it is no longer the newest.
+      DeltaGap: it does not stand where the manifest says.
+      ExportError: it is damaged, or of another model or format.
+      OSError: it cannot be read.
+    """
+    path = directory / entry.name
+    try:
+        container = Container(path)
+    except CorruptRecord as error:
+        raise ExportError(f"{error}; it is refused until the exporter has written another") from error
+    try:
+        return _parse(container, entry, model)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{path}: not an exported file of this version of the format: {error!r}") from error
+
+
+def _parse(container: Container, entry: Entry, model: ServedModel) -> ExportedFile:
+    document = container.document
+    found = (document["format"], document["format_version"], document["model_id"])
+    wanted = ("streamtrain-export", FORMAT_VERSION, model.model_id)
+    if found != wanted:
+        raise ExportError(f"{container.path}: its format and model are {found}, not {wanted}")
+    place = (document["epoch"], document["version"], document["previous"])
+    if place != (entry.epoch, entry.version, entry.previous):
+        raise DeltaGap(
+            f"{container.path}: it is (epoch, version, previous) {place}, the manifest says otherwise"
+        )
+    if (container.digest, container.size_bytes) != (entry.digest, entry.size_bytes):
+        raise ExportError(f"{container.path}: it is whole, but not the file that the manifest names")
+    tables = {name: _rows(container, name, table.dim) for name, table in model.tables.items()}
+    return ExportedFile(entry, Lineage.from_json(document["lineage"]), tables, dict(_dense(container)))
+
+
+def _rows(container: Container, name: str, dim: int) -> ExportedRows:
+    ids, weights, tombstones = (
+        container.tensors[f"tables/{name}/{part}"] for part in ("ids", "weights", "tombstones")
+    )
+    expected = [
+        (ids, np.uint64, (len(ids),)),
+        (weights, np.float32, (len(ids), dim)),
+        (tombstones, np.uint64, (len(tombstones),)),
+    ]
+    for tensor, dtype, shape in expected:
+        if tensor.dtype != dtype or tensor.shape != shape:
+            raise ExportError(
+                f"{container.path}: table {name!r} holds {tensor.dtype} {list(tensor.shape)} "
+                f"where {np.dtype(dtype)} {list(shape)} belongs"
+            )
+    return ExportedRows(ids, weights, tombstones)
+
+
+def _dense(container: Container) -> Iterator[tuple[str, np.ndarray]]:
+    for name, tensor in container.tensors.items():
+        if name.startswith(f"dense/{PARAMS_PREFIX}"):
+            yield name.removeprefix("dense/"), tensor

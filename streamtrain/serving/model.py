@@ -1,0 +1,114 @@
+"""`model.json` of an export directory: everything but the weights that a follower needs to score samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+from pydantic import ValidationError
+
+from streamtrain.errors import ExportError
+from streamtrain.layout import Layout
+from streamtrain.samples.schema import Schema
+from streamtrain.settings import Settings
+from streamtrain.sparse.settings import AnyInit, TableSettings
+
+__all__ = ["FORMAT_VERSION", "HASH_VERSION", "ServedModel", "ServedTable"]
+
+FORMAT_VERSION = 1
+"""Of the whole export directory. A follower refuses any other."""
+
+HASH_VERSION = 1
+"""Of the feature-id hash that `docs/feature-ids.md` specifies."""
+
+
+class ServedTable(Settings):
+    """What a follower must know of one embedding table."""
+
+    dim: int
+    """Floats a row."""
+    init: AnyInit
+    """The vector of an id that the model has not learned, decided by hash of (seed, table, id)."""
+    rows_max: int
+    """The trainer's bound on rows, and so the follower's."""
+
+
+class ServedModel(Settings):
+    """One model, as a follower sees it. Immutable for the life of an export directory."""
+
+    format: Literal["streamtrain-export"] = "streamtrain-export"
+    """What this directory is."""
+    format_version: Literal[1] = 1
+    """See `FORMAT_VERSION`."""
+    hash_version: Literal[1] = 1
+    """See `HASH_VERSION`."""
+    model_id: str
+    """The log's id of the model; every file of the directory repeats it."""
+    name: str
+    """The model's name, for people."""
+    seed: int
+    """Decides the initial vectors."""
+    sample_schema: Schema
+    """The samples: slots and labels."""
+    tables: dict[str, ServedTable]
+    """The embedding tables by name."""
+    model: dict[str, Any]
+    """The dense half's `[model]` section: the kind and its options."""
+
+    @staticmethod
+    def of_job(model_id: str, name: str, job: Mapping[str, Any]) -> ServedModel:
+        """Takes from a job's resolved description (the log's `model.json`) what serving needs.
+
+        Args:
+          model_id, name: the model's.
+          job: with `schema`, `tables`, `model` and `seed`.
+
+        Raises:
+          ExportError: the description lacks one of these or holds something else under its name.
+        """
+        try:
+            tables = {name: TableSettings.model_validate(table) for name, table in job["tables"].items()}
+            return ServedModel(
+                model_id=model_id,
+                name=name,
+                seed=job["seed"],
+                sample_schema=Schema.model_validate(job["schema"]),
+                tables={
+                    name: ServedTable(dim=table.dim, init=table.init, rows_max=table.rows_max)
+                    for name, table in tables.items()
+                },
+                model=dict(job["model"]),
+            )
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ExportError(f"the description of model {name!r} cannot be exported: {error}") from error
+
+    @staticmethod
+    def read(path: Path) -> ServedModel:
+        """Reads `model.json`.
+
+        Raises:
+          FileNotFoundError: nothing was exported there yet.
+          ExportError: it is not such a file, or of another version.
+        """
+        data = path.read_bytes()
+        try:
+            return ServedModel.model_validate(orjson.loads(data))
+        except (orjson.JSONDecodeError, ValidationError) as error:
+            raise ExportError(
+                f"{path} does not describe a model that this version of streamtrain serves: {error}; "
+                "export into an empty directory, or upgrade the follower"
+            ) from error
+
+    def to_bytes(self) -> bytes:
+        """The file's content; the same for the same model."""
+        return (
+            orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+            + b"\n"
+        )
+
+    @property
+    def layout(self) -> Layout:
+        """Where each slot stands in the arrays between the two halves."""
+        return Layout.of(self.sample_schema, {name: table.dim for name, table in self.tables.items()})

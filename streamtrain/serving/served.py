@@ -1,0 +1,117 @@
+"""The state of one model in a follower: tables and dense parameters that change together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.errors import ExportError
+from streamtrain.log.record import TableRows
+from streamtrain.samples.batch import SampleBatch
+from streamtrain.serving.files import ExportedFile, ExportedRows
+from streamtrain.serving.locks import PhaseFairLock
+from streamtrain.serving.model import ServedModel
+from streamtrain.serving.scorer import Scorer
+from streamtrain.serving.version import Version
+from streamtrain.sparse.reader import SparseReader
+from streamtrain.sparse.table import EmbeddingTable
+
+__all__ = ["Served"]
+
+_ROWS_LIMIT = 2_000_000_000
+_ROWS_FACTOR = 8
+
+
+class Served:
+    """A version in service. One thread may `apply`, any number may `score` meanwhile; each sees one version, whole.
+
+    Args:
+      model: what it is a version of.
+      scorer: made for the model.
+      base: the base to begin with.
+      now_ms: this process's wall clock.
+    """
+
+    def __init__(
+        self, model: ServedModel, scorer: Scorer, base: ExportedFile, now_ms: Callable[[], int]
+    ) -> None:
+        self._scorer = scorer
+        self._now_ms = now_ms
+        self._swap = PhaseFairLock()
+        self._tables = _empty_tables(model)
+        self._reader = SparseReader(scorer.layout, self._tables)
+        self._params = scorer.params(base.dense)
+        for name, rows in base.tables.items():
+            self._tables[name].load(_loadable(rows))
+        self._version: Version | None = Version(base.entry.position, base.lineage, now_ms())
+        # A sample without a single field is a sample; scoring it compiles what a first request would wait for.
+        self.score(scorer.decode([{}]))
+
+    @property
+    def version(self) -> Version | None:
+        """What is served; None when applying a delta failed half-way, which leaves nothing that can be served."""
+        return self._version
+
+    def rows(self) -> dict[str, int]:
+        """By table, how many rows it holds."""
+        return {name: len(table) for name, table in self._tables.items()}
+
+    def apply(self, delta: ExportedFile) -> Version:
+        """Makes the next version visible, all at once.
+
+        Raises:
+          StreamtrainError: the delta does not fit the model. If its rows were touched, `version` is None.
+        """
+        # Readers wait only while rows are written: not for the disk, nor for the device.
+        tables = {name: _loadable(rows) for name, rows in delta.tables.items()}
+        params = self._scorer.params(delta.dense)
+        with self._swap.write():
+            self._version = None
+            for name, rows in tables.items():
+                self._tables[name].load(rows)
+            self._params = params
+            self._version = Version(delta.entry.position, delta.lineage, self._now_ms())
+            return self._version
+
+    def score(self, batch: SampleBatch) -> tuple[NDArray[np.float32], Version]:
+        """Probabilities (`[B, L]` float32), and the version that gave all of them.
+
+        Raises:
+          ExportError: see `version`.
+        """
+        with self._swap.read():
+            if self._version is None:
+                raise ExportError("the last delta could not be applied whole; a base will be loaded")
+            pieces = self._scorer.gather(self._reader, batch)
+            params, version = self._params, self._version
+        return self._scorer.predict(params, pieces), version
+
+
+def _empty_tables(model: ServedModel) -> dict[str, EmbeddingTable]:
+    # The trainer's `rows_max` may be raised while the model lives, and `model.json` is not written again.
+    # Here it bounds address space only, so there is room for that.
+    return {
+        name: EmbeddingTable(
+            name,
+            table.dim,
+            init=table.init,
+            seed=model.seed,
+            rows_max=min(_ROWS_FACTOR * table.rows_max, _ROWS_LIMIT),
+        )
+        for name, table in model.tables.items()
+    }
+
+
+def _loadable(rows: ExportedRows) -> TableRows:
+    """The rows as a table takes them, copied out of the mapped file."""
+    count = len(rows.ids)
+    return TableRows(
+        ids=rows.ids.copy(),
+        weights=rows.weights.copy(),
+        slots=np.empty((count, 0), np.float32),
+        counts=np.zeros(count, np.uint32),
+        last_steps=np.zeros(count, np.uint32),
+        tombstones=rows.tombstones.copy(),
+    )

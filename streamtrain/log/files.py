@@ -106,10 +106,12 @@ class Aside:
     def __exit__(self, *_: object) -> None:
         assert self._descriptor is not None
         # What remains aside is garbage whatever happened, and the next writer removes it too.
-        with suppress(OSError):
-            self._files.unlink(self.path)
-        with suppress(OSError):
-            self._files.close(self._descriptor)
+        try:
+            with suppress(OSError):
+                self._files.unlink(self.path)
+        finally:
+            with suppress(OSError):
+                self._files.close(self._descriptor)
 
     def write(self, data: Bytes) -> None:
         assert self._descriptor is not None

@@ -34,6 +34,8 @@ def check_same_model(job: Job, recorded: Mapping[str, Any], log_path: str) -> No
 
 def _differences(path: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
+        if path == "schema.slots" and set(before) == set(after) and list(before) != list(after):
+            yield f"{path}, in order", list(before), list(after)
         for key in sorted({*before, *after} - _FREE):
             yield from _differences(f"{path}.{key}", before.get(key), after.get(key))
     elif before != after:

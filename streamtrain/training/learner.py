@@ -27,7 +27,7 @@ class Learner:
     def __init__(self, job: Job) -> None:
         layout = job.layout
         self.layout = layout
-        self.sparse = SparseNet(job.sample_schema, layout, job.tables, job.seed)
+        self.sparse = SparseNet(layout, job.tables, job.seed)
         self.dense = DenseNet(
             layout, job.model, job.optimizer, seed=job.seed, batch_size=job.training.batch_size
         )

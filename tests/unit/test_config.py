@@ -1,0 +1,129 @@
+"""Jobs: what is accepted, and that every refusal names file, key, value and what is allowed."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamtrain.config import Job, load_job, parse_job
+from streamtrain.errors import ConfigError
+from streamtrain.identity import check_same_model
+
+MINIMAL = """
+name = "m"
+[source]
+kind = "files"
+paths = ["samples.jsonl"]
+[schema]
+labels = ["click"]
+[schema.slots]
+user_id = {}
+[tables.main]
+dim = 8
+[model]
+kind = "mlp"
+[log]
+path = "model"
+"""
+
+
+def job(text: str = MINIMAL, environment: dict[str, str] | None = None, tmp: Path | None = None) -> Job:
+    assert tmp is not None
+    path = tmp / "job.toml"
+    path.write_text(text)
+    return load_job(path, environment or {})
+
+
+def fault(tmp_path: Path, text: str, environment: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        job(text, environment, tmp_path)
+    return str(caught.value).replace(str(tmp_path), "")
+
+
+def test_a_minimal_job_has_sane_defaults(tmp_path: Path) -> None:
+    made = job(tmp=tmp_path)
+    assert made.training.batch_size == 64
+    assert made.store.url == "memory://"
+    assert made.layout.pooled_width == 8
+    assert made.http.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "m"', "", "/job.toml: name: is required"),
+        ("dim = 8", "dim = 0", "/job.toml: tables.main.dim = 0: Input should be greater than or equal to 1"),
+        ("dim = 8", 'dim = "8"', "/job.toml: tables.main.dim = '8': Input should be a valid integer"),
+        ("dim = 8", "dimm = 8", "/job.toml: tables.main.dimm = 8: is not a setting; allowed: dim, optimizer, init"),
+        ('path = "model"', 'path = "model"\nspeed = 1', "/job.toml: log.speed = 1: is not a setting; allowed: path,"),
+        ("user_id = {}", 'user_id = { kind = "sprase" }', "schema.slots.user_id"),
+        ('kind = "mlp"', 'kind = "mpl"', "model.kind = 'mpl': no models plug-in is called 'mpl'; there are: deepfm, din"),
+        ('kind = "files"', 'kind = "file"', "source.kind = 'file': no consumers plug-in is called 'file'; there are: files, kafka"),
+        ('paths = ["samples.jsonl"]', "", "source.paths: is required"),
+        ("user_id = {}", 'x = { kind = "cross", of = ["user_id", "y"] }', "'user_id' is not a sparse, bucket or cross slot"),
+        ("dim = 8", "dim = 8\n[tables.other]\ndim = 4", "schema.slots.user_id: there are several tables (main, other)"),
+        ('labels = ["click"]', "labels = []", "schema.labels = []"),
+        ("user_id = {}", 'user_id = { table = "mian" }', "schema.slots.user_id.table: there is no [tables.mian]"),
+        ("dim = 8", "dim = 8 9", "is not valid TOML"),
+    ],
+)
+def test_a_fault_names_file_key_value_and_what_is_allowed(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in MINIMAL
+    assert message in fault(tmp_path, MINIMAL.replace(old, new))
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    text = MINIMAL.replace("dim = 8", "dim = 0").replace('kind = "mlp"', 'kind = "x"').replace('name = "m"', "")
+    assert len(fault(tmp_path, text).splitlines()) == 3
+
+
+def test_a_file_that_is_not_there_is_told_with_the_way_to_a_first_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read .*none.toml: No such file.*streamtrain init"):
+        load_job(tmp_path / "none.toml", {})
+
+
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
+    environment = {
+        "STREAMTRAIN__TRAINING__BATCH_SIZE": "128",
+        "STREAMTRAIN__LOG__PATH": "elsewhere",
+        "STREAMTRAIN__SOURCE__PATHS": '["a.jsonl", "b.jsonl"]',
+        "STREAMTRAIN__STORE__URL": "redis://127.0.0.1:1/0",
+        "OTHER": "1",
+    }
+    made = job(MINIMAL, environment, tmp_path)
+    assert (made.training.batch_size, made.log.path) == (128, "elsewhere")
+    assert made.source.paths == ["a.jsonl", "b.jsonl"]
+    assert made.store.url == "redis://127.0.0.1:1/0"
+
+
+def test_a_fault_from_the_environment_blames_the_variable(tmp_path: Path) -> None:
+    message = fault(tmp_path, MINIMAL, {"STREAMTRAIN__TRAINING__BATCH_SIZE": "0"})
+    assert message.startswith("environment STREAMTRAIN__TRAINING__BATCH_SIZE: training.batch_size = 0")
+
+
+def test_a_described_job_is_read_back_as_the_same(tmp_path: Path) -> None:
+    made = job(MINIMAL + '[[exports]]\nkind = "deltas"\npath = "exports"\n', tmp=tmp_path)
+    assert parse_job(made.describe(), "model.json").describe() == made.describe()
+
+
+def changed(old: str, new: str) -> dict[str, Any]:
+    return parse_job(tomllib.loads(MINIMAL.replace(old, new)), "x").describe()
+
+
+def test_a_job_that_changes_what_decides_the_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tables.main.dim: the log has 16, the job says 8"):
+        check_same_model(job(tmp=tmp_path), changed("dim = 8", "dim = 16"), "model")
+    with pytest.raises(ConfigError, match=r"schema.slots.user_id"):
+        check_same_model(job(tmp=tmp_path), changed("user_id = {}", "user = {}"), "model")
+
+
+def test_a_job_may_change_what_decides_nothing(tmp_path: Path) -> None:
+    check_same_model(job(tmp=tmp_path), changed('path = "model"', 'path = "moved"'), "model")
+    check_same_model(job(tmp=tmp_path), changed("dim = 8", "dim = 8\nrows_max = 10"), "model")
+
+
+def test_the_slot_order_is_part_of_the_model_because_it_decides_bits(tmp_path: Path) -> None:
+    two = job(MINIMAL.replace("user_id = {}", "user_id = {}\nitem_id = {}"), tmp=tmp_path)
+    with pytest.raises(ConfigError, match="order"):
+        check_same_model(two, changed("user_id = {}", "item_id = {}\nuser_id = {}"), "model")

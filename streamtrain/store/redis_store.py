@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
@@ -24,8 +25,10 @@ __all__ = ["RedisStore"]
 
 Result = TypeVar("Result")
 
-# How often a shard's epoch starts over after another writer took it; two appliers of one log end up here at times.
-_ATTEMPTS_MAX = 4
+# A shard's epoch starts over when another writer took it, as a fenced one may until it notices; after a pause by chance,
+# so that two of them do not keep overtaking each other in step.
+_ATTEMPTS_MAX = 5
+_PAUSE_S = 0.05
 
 
 class RedisStore:
@@ -116,14 +119,15 @@ class RedisStore:
             )
 
     async def _apply_shard(self, shard: int, shares: Shares) -> None:
-        for _ in range(_ATTEMPTS_MAX):
+        for attempt in range(_ATTEMPTS_MAX):
             if await self._write(shard, shares, "apply", secrets.token_hex(8)):
                 return
+            await _pause(attempt)
         raise _overtaken(shard, shares.epoch)
 
     async def _load_shard(self, shard: int, shares: Shares) -> None:
         await self._claim(shard)
-        for _ in range(_ATTEMPTS_MAX):
+        for attempt in range(_ATTEMPTS_MAX):
             token = secrets.token_hex(8)
             status, epoch = await self._run(BEGIN, shard, shares.epoch, token)
             if status == b"already":
@@ -135,13 +139,14 @@ class RedisStore:
                 )
             if await self._write(shard, shares, "load", token):
                 return
+            await _pause(attempt)
         raise _overtaken(shard, shares.epoch)
 
     async def _write(self, shard: int, shares: Shares, mode: str, token: str) -> bool:
         """Writes a shard's parts in order. False: another writer took over, start again."""
         parts = shares.parts(shard)
         for number, part in enumerate(parts):
-            arguments = shares.arguments(shard, part)
+            arguments = await asyncio.to_thread(shares.arguments, shard, part)
             last = int(number == len(parts) - 1)
             status, epoch = await self._run(APPLY, shard, mode, shares.epoch, number, last, token, *arguments)
             if status == b"already":
@@ -200,6 +205,10 @@ def _behind(shard: int, held: int | None, needed: int) -> StoreBehind:
     return StoreBehind(
         f"shard {shard} of the store {state}, needed is epoch {needed}; it is repaired from the log"
     )
+
+
+async def _pause(attempt: int) -> None:
+    await asyncio.sleep(random.uniform(0, _PAUSE_S * 2**attempt))
 
 
 def _overtaken(shard: int, epoch: int) -> StoreUnavailable:

@@ -3,54 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from streamtrain.errors import StoreRefused
 from streamtrain.log.record import EpochRecord, TableRows
-from streamtrain.store.packing import BYTES_MAX, ID_BYTES, ROWS_MAX, group, pack_rows, value_dtype
+from streamtrain.store.packing import BYTES_MAX, ID_BYTES, ROWS_MAX, Grouped, group, pack_rows, value_dtype
 from streamtrain.store.store import StoreDescription
 
 __all__ = ["Part", "Shares", "plan"]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What one call writes: by table, which of the shard's rows and which of its tombstones, as slices."""
+Kind = tuple[str, str]
+"""A table, and `rows` or `tombstones`."""
 
-    rows: Mapping[str, slice]
-    tombstones: Mapping[str, slice]
+Part = dict[Kind, slice]
+"""What one call writes: which of the shard's rows and tombstones of which table."""
 
 
-def plan(
-    sizes: Mapping[str, tuple[int, int, int]], *, rows_max: int = ROWS_MAX, bytes_max: int = BYTES_MAX
-) -> list[Part]:
+def plan(sizes: Mapping[Kind, tuple[int, int]], rows_max: int, bytes_max: int) -> list[Part]:
     """Cuts a shard's share of an epoch into calls, one or more, each within both bounds.
 
     Args:
-      sizes: by table, how many rows, how many tombstones, and the bytes of a value.
+      sizes: by kind, how many, and the packed bytes of one.
       rows_max: rows and tombstones a call.
       bytes_max: packed bytes a call; a single row larger than that is a call of its own.
     """
-    parts: list[Part] = []
-    rows: dict[str, slice] = {}
-    tombstones: dict[str, slice] = {}
+    parts: list[Part] = [{}]
     rows_left, bytes_left = rows_max, bytes_max
-    for table, (row_count, tombstone_count, value_bytes) in sizes.items():
-        for into, count, cost in (
-            ("rows", row_count, ID_BYTES + value_bytes),
-            ("tombstones", tombstone_count, ID_BYTES),
-        ):
-            start = 0
-            while start < count:
-                take = min(count - start, rows_left, bytes_left // cost)
-                if take <= 0 and (rows or tombstones):
-                    parts.append(Part(rows, tombstones))
-                    rows, tombstones, rows_left, bytes_left = {}, {}, rows_max, bytes_max
-                    continue
-                take = max(take, 1)
-                (rows if into == "rows" else tombstones)[table] = slice(start, start + take)
-                start, rows_left, bytes_left = start + take, rows_left - take, bytes_left - take * cost
-    return [*parts, Part(rows, tombstones)] if rows or tombstones or not parts else parts
+    for kind, (count, row_bytes) in sizes.items():
+        start = 0
+        while start < count:
+            take = min(count - start, rows_left, bytes_left // row_bytes)
+            if take <= 0 and parts[-1]:
+                parts.append({})
+                rows_left, bytes_left = rows_max, bytes_max
+                continue
+            take = max(take, 1)
+            parts[-1][kind] = slice(start, start + take)
+            start, rows_left, bytes_left = start + take, rows_left - take, bytes_left - take * row_bytes
+    return parts
 
 
 class Shares:
@@ -73,32 +63,32 @@ class Shares:
             self._tables[name] = record.tables.get(name) or TableRows.empty(*description.tables[name])
         _check(record, description)
         self._values = {name: value_dtype(*shape).itemsize for name, shape in description.tables.items()}
-        self._rows = {name: group(rows.ids, description.shards) for name, rows in self._tables.items()}
-        self._tombstones = {
-            name: group(rows.tombstones, description.shards) for name, rows in self._tables.items()
-        }
+        self._grouped: dict[Kind, Grouped] = {}
+        for name, rows in self._tables.items():
+            self._grouped[name, "rows"] = group(rows.ids, description.shards)
+            self._grouped[name, "tombstones"] = group(rows.tombstones, description.shards)
 
     def parts(self, shard: int) -> list[Part]:
         """The calls that bring `shard` its share, one or more."""
-        return plan(
-            {
-                name: (
-                    len(self._rows[name].shard(shard)),
-                    len(self._tombstones[name].shard(shard)),
-                    self._values[name],
-                )
-                for name in self._tables
-            }
-        )
+        sizes: dict[Kind, tuple[int, int]] = {}
+        for kind, grouped in self._grouped.items():
+            value_bytes = self._values[kind[0]] if kind[1] == "rows" else 0
+            sizes[kind] = (len(grouped.shard(shard)), ID_BYTES + value_bytes)
+        return plan(sizes, ROWS_MAX, BYTES_MAX)
 
     def arguments(self, shard: int, part: Part) -> list[int | bytes]:
-        """What `apply.lua` takes for each table, in the order of their names: value bytes, rows, tombstones."""
+        """What `apply.lua` takes for each table, in the order of their names: value bytes, rows, tombstones.
+
+        May read from disk, where the record lies in a mapped file.
+        """
         arguments: list[int | bytes] = []
         for name, rows in self._tables.items():
-            index = self._rows[name].shard(shard)[part.rows.get(name, slice(0))]
-            gone = self._tombstones[name].shard(shard)[part.tombstones.get(name, slice(0))]
+            kept, gone = (
+                self._grouped[name, what].shard(shard)[part.get((name, what), slice(0))]
+                for what in ("rows", "tombstones")
+            )
             removed = rows.tombstones[gone].astype("<u8", copy=False).tobytes()
-            arguments += [self._values[name], pack_rows(rows, index), removed]
+            arguments += [self._values[name], pack_rows(rows, kept), removed]
         return arguments
 
 

@@ -19,7 +19,7 @@ DEPTH_MAX = 60
 """Open brackets are kept in the bits of one word. Deeper records are decoded one by one."""
 
 NUMBER_BYTES_MAX = 128
-"""Numbers this short with an exponent of at most two digits are finite."""
+"""Numbers this short are finite where their exponent is negative or of at most two digits."""
 
 _QUOTE, _BACKSLASH, _COMMA, _COLON, _MINUS, _PLUS, _POINT, _ZERO = (ord(c) for c in '"\\,:-+.0')
 _OPEN_OBJECT, _CLOSE_OBJECT, _OPEN_LIST, _CLOSE_LIST = (ord(c) for c in "{}[]")
@@ -198,10 +198,12 @@ def _number(data: NDArray[np.uint8], at: int, end: int) -> int:
         at = digits
     if at < end and (data[at] | 32) == 101:  # e or E
         at += 1
+        digits_max = 2
         if at < end and (data[at] == _PLUS or data[at] == _MINUS):
+            digits_max = 3 if data[at] == _MINUS else 2
             at += 1
         digits = _digits(data, at, end)
-        if digits == at or digits > at + 2:
+        if digits == at or digits > at + digits_max:
             return -1
         at = digits
     return at if at - begin <= NUMBER_BYTES_MAX else -1

@@ -318,7 +318,8 @@ class KafkaServer(Server):
             "auto.create.topics.enable": "false",
             "log.cleaner.dedupe.buffer.size": 8 * 1024 * 1024,
             "log.cleaner.backoff.ms": 200,
-            "log.retention.check.interval.ms": 1000,
+            # Old timestamps are what replayed data has; tests that want records gone delete them.
+            "log.retention.ms": -1,
             "log.initial.task.delay.ms": 100,
             "file.delete.delay.ms": 100,
             "controlled.shutdown.enable": "false",

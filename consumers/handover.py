@@ -1,0 +1,127 @@
+"""Chunks on their way from a source's own thread to the daemon's loop, bounded in records and bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from streamtrain.errors import SourceError
+from streamtrain.sources import Chunk
+
+__all__ = ["Handover", "chunk_bytes"]
+
+
+class Handover:
+    """A bounded buffer with one producing thread and one consuming event loop.
+
+    The producer looks at `has_room` before it fetches more; what it fetched it may always put. So the buffer holds
+    at most its bounds plus one fetch.
+
+    Args:
+      records_max: no room at or above so many records.
+      bytes_max: no room at or above so many bytes of payload.
+      on_room: called in the consumer's thread whenever there is room again after there was none. Must not block.
+    """
+
+    def __init__(self, records_max: int, bytes_max: int, on_room: Callable[[], None]) -> None:
+        self._records_max, self._bytes_max, self._on_room = records_max, bytes_max, on_room
+        self._lock = threading.Lock()
+        self._chunks: deque[tuple[Chunk, int]] = deque()
+        self._records = self._bytes = 0
+        self._ended = False
+        self._final: BaseException | None = None
+        self._passing: SourceError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: asyncio.Event | None = None
+
+    @property
+    def records(self) -> int:
+        """Records held now."""
+        return self._records
+
+    def has_room(self) -> bool:
+        """Whether the producer should fetch more."""
+        with self._lock:
+            return self._records < self._records_max and self._bytes < self._bytes_max
+
+    def put(self, chunk: Chunk) -> None:
+        """Adds a chunk. Never blocks and never refuses."""
+        size = chunk_bytes(chunk)
+        with self._lock:
+            self._chunks.append((chunk, size))
+            # A chunk without records counts as one, so that not even those pile up without bound.
+            self._records += max(1, len(chunk.offsets))
+            self._bytes += size
+            # What is put shows that the trouble is over.
+            self._passing = None
+        self._wake()
+
+    def end(self) -> None:
+        """Nothing follows: `get` answers None once the buffer is empty."""
+        with self._lock:
+            self._ended = True
+        self._wake()
+
+    def fail(self, error: BaseException, *, final: bool) -> None:
+        """Hands an error over.
+
+        Args:
+          error: what `get` raises after the chunks put before it.
+          final: whether every later `get` raises it too; otherwise one does, and chunks may follow.
+        """
+        with self._lock:
+            if final:
+                self._final = self._final or error
+            elif isinstance(error, SourceError):
+                self._passing = error
+        self._wake()
+
+    async def get(self) -> Chunk | None:
+        """The next chunk; None at the end. Cancelling it loses nothing.
+
+        Raises: what `fail` was given.
+        """
+        if self._ready is None:
+            self._loop, self._ready = asyncio.get_running_loop(), asyncio.Event()
+        while True:
+            # Cleared before looking: what is put in between sets it again.
+            self._ready.clear()
+            with self._lock:
+                if self._chunks:
+                    return self._take()
+                if self._final is not None:
+                    raise self._final
+                if self._passing is not None:
+                    error, self._passing = self._passing, None
+                    raise error
+                if self._ended:
+                    return None
+            await self._ready.wait()
+
+    def _take(self) -> Chunk:
+        had_room = self._records < self._records_max and self._bytes < self._bytes_max
+        chunk, size = self._chunks.popleft()
+        self._records -= max(1, len(chunk.offsets))
+        self._bytes -= size
+        if not had_room and self._records < self._records_max and self._bytes < self._bytes_max:
+            self._on_room()
+        return chunk
+
+    def _wake(self) -> None:
+        loop, ready = self._loop, self._ready
+        if loop is not None and ready is not None:
+            # A loop that is closed has no reader left to wake.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(ready.set)
+
+
+def chunk_bytes(chunk: Chunk) -> int:
+    """The payload bytes of a chunk."""
+    if isinstance(chunk.records, pa.Table):
+        return int(chunk.records.nbytes)
+    return sum(len(record) for record in chunk.records if record is not None)

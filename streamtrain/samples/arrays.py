@@ -65,11 +65,12 @@ def read_column(table: pa.Table, field: Field) -> Column:
     array = _whole(table.column(indices[0]))
     if field.many != _is_list(array.type):
         raise _unfit(field, array.type)
-    present = _flags(array.is_valid())
     if not field.many:
-        return _column(
-            _fit(array if present.all() else array.drop_null(), field), present.astype(np.int64), present
-        )
+        # Fitted first: a dictionary may hold a null among its values.
+        array = _fit(array, field)
+        present = _flags(array.is_valid())
+        return _column(array if present.all() else array.drop_null(), present.astype(np.int64), present)
+    present = _flags(array.is_valid())
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     return _column(_fit(array.flatten(), field), lengths, present)
 
@@ -114,8 +115,6 @@ def _fit(values: pa.Array, field: Field) -> pa.Array:
     if field.type == "string":
         if pa.types.is_string(type_) or pa.types.is_large_string(type_):
             return values
-        if pa.types.is_string_view(type_):
-            return values.cast(pa.large_string())
     elif pa.types.is_integer(type_) or pa.types.is_boolean(type_):
         if field.type == "number":
             return values.cast(pa.float64(), safe=False)

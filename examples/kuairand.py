@@ -93,7 +93,9 @@ class _User:
 
 
 def _histories(log: pa.Table, tags: pa.ChunkedArray) -> dict[str, pa.Array]:
-    times, users, videos, clicks = (log[n].to_pylist() for n in ("time_ms", "user_id", "video_id", "is_click"))
+    times, users, videos, clicks = (
+        log[n].to_pylist() for n in ("time_ms", "user_id", "video_id", "is_click")
+    )
     tag_ids = [[int(part) for part in text.split(",")] if text else [] for text in tags.to_pylist()]
     state: dict[int, _User] = {}
     lists: dict[str, list[list[int]]] = {
@@ -124,7 +126,9 @@ def main() -> None:
     source = Path(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("KUAIRAND_DIR", SOURCE_DIR))
     output = Path(sys.argv[2]) if len(sys.argv) > 2 else OUTPUT_DIR
     if not (source / "impressions.parquet").exists():
-        raise SystemExit(f"there is no KuaiRand in {source}: set KUAIRAND_DIR to its folder (the README says where to get it)")
+        raise SystemExit(
+            f"there is no KuaiRand in {source}: set KUAIRAND_DIR to its folder (the README says where to get it)"
+        )
     output.mkdir(parents=True, exist_ok=True)
     aside = output / "samples.parquet.writing"
     pq.write_table(join(source), aside, compression="zstd", row_group_size=32_768)

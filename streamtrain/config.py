@@ -104,7 +104,9 @@ def load_job(path: str | os.PathLike[str], environment: Mapping[str, str] | None
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; `streamtrain init` writes a first one") from error
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; `streamtrain init` writes a first one"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     overridden = _override(data, os.environ if environment is None else environment)
@@ -125,14 +127,19 @@ def parse_job(data: dict[str, Any], where: str, overridden: Mapping[str, str] | 
     rest = dict(data)
     faults: list[str] = []
     sections: dict[str, Any] = {}
-    sections["source"] = _section(rest.pop("source", None), "consumers", ("source",), where, overridden, faults)
+    sections["source"] = _section(
+        rest.pop("source", None), "consumers", ("source",), where, overridden, faults
+    )
     sections["model"] = _section(rest.pop("model", None), "models", ("model",), where, overridden, faults)
     exports = rest.pop("exports", [])
     if not isinstance(exports, list):
-        faults.append(_fault(where, ("exports",), exports, "write [[exports]], with two brackets", overridden))
+        faults.append(
+            _fault(where, ("exports",), exports, "write [[exports]], with two brackets", overridden)
+        )
         exports = []
     sections["exports"] = [
-        _section(section, "exporters", ("exports", i), where, overridden, faults) for i, section in enumerate(exports)
+        _section(section, "exporters", ("exports", i), where, overridden, faults)
+        for i, section in enumerate(exports)
     ]
     fixed = _validate(_Fixed, rest, (), where, overridden, faults)
     if faults:
@@ -157,7 +164,9 @@ def _section(
     """Validates a plug-in's section by the plug-in's own `Settings`."""
     if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
         known = ", ".join(plugins.names(group))
-        faults.append(_fault(where, (*at, "kind"), None, f"is required: one of {known}, or 'module:Class'", overridden))
+        faults.append(
+            _fault(where, (*at, "kind"), None, f"is required: one of {known}, or 'module:Class'", overridden)
+        )
         return None
     try:
         plugin = plugins.load(group, data["kind"])
@@ -192,7 +201,19 @@ def _validate(
 
 
 # Pydantic names the chosen member of a union in an error's place; the user's file has no such key.
-_TAGS = {"sparse", "sequence", "bucket", "cross", "sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "momentum", "ftrl"}
+_TAGS = {
+    "sparse",
+    "sequence",
+    "bucket",
+    "cross",
+    "sgd",
+    "adagrad",
+    "rowwise_adagrad",
+    "adam",
+    "adamw",
+    "momentum",
+    "ftrl",
+}
 _TAGS |= {"uniform", "normal", "constant"}
 
 
@@ -210,7 +231,11 @@ def _suggest(model: type[Settings], location: tuple[str | int, ...]) -> str:
 
 
 def _fault(
-    where: str, location: tuple[str | int, ...], value: Any, message: str, overridden: Mapping[str, str] | None
+    where: str,
+    location: tuple[str | int, ...],
+    value: Any,
+    message: str,
+    overridden: Mapping[str, str] | None,
 ) -> str:
     key = ".".join(str(part) for part in location) or "the file"
     source = (overridden or {}).get(key)
@@ -232,7 +257,11 @@ def _override(data: dict[str, Any], environment: Mapping[str, str]) -> dict[str,
             raise ConfigError(f"environment {variable}: write it as {ENVIRONMENT_PREFIX}SECTION__KEY")
         target: Any = data
         for part in path[:-1]:
-            target = target[int(part)] if isinstance(target, list) and part.isdigit() else target.setdefault(_key(target, part), {})
+            target = (
+                target[int(part)]
+                if isinstance(target, list) and part.isdigit()
+                else target.setdefault(_key(target, part), {})
+            )
             if not isinstance(target, (dict, list)):
                 raise ConfigError(f"environment {variable}: {part} is not a section")
         target[_key(target, path[-1])] = _literal(environment[variable])

@@ -1,25 +1,26 @@
 """Every error that streamtrain raises on purpose, and what the one who catches it does.
 
-    StreamtrainError
-    ├── ConfigError           say it to the user, exit 2; retrying is useless
-    ├── BadSample             count it, name it, go on with the next sample
-    ├── TooManyBadSamples     stop: the stream does not fit the schema
-    ├── SourceError
-    │   ├── SourceUnavailable     back off and retry, then pause
-    │   ├── OffsetOutOfRange      stop: data that was never learned is gone
-    │   ├── PartitionMissing      stop: the topic or file is not there (any more)
-    │   └── SourceRecreated       stop: positions belong to another incarnation
-    ├── LogError
-    │   ├── Fenced                stop writing now: another writer owns the log
-    │   ├── LogFull               pause training, retry when there is room
-    │   ├── CorruptRecord         refuse the file, name it, say the remedy
-    │   └── EpochMissing          the epoch was collected or never written
-    ├── StoreError
-    │   ├── StoreUnavailable      back off, pause; a missing answer is never a default row
-    │   ├── StoreBehind           repair it from the log; until then, nothing may be read from it
-    │   └── StoreRefused          stop: the store is misconfigured or holds another model
-    └── ExportError
-        └── DeltaGap              a follower fetches the base instead
+StreamtrainError
+├── ConfigError           say it to the user, exit 2; retrying is useless
+├── BadSample             count it, name it, go on with the next sample
+├── TooManyBadSamples     stop: the stream does not fit the schema
+├── TableFull             stop: raise rows_max, or let fewer ids in
+├── SourceError
+│   ├── SourceUnavailable     back off and retry, then pause
+│   ├── OffsetOutOfRange      stop: data that was never learned is gone
+│   ├── PartitionMissing      stop: the topic or file is not there (any more)
+│   └── SourceRecreated       stop: positions belong to another incarnation
+├── LogError
+│   ├── Fenced                stop writing now: another writer owns the log
+│   ├── LogFull               pause training, retry when there is room
+│   ├── CorruptRecord         refuse the file, name it, say the remedy
+│   └── EpochMissing          the epoch was collected or never written
+├── StoreError
+│   ├── StoreUnavailable      back off, pause; a missing answer is never a default row
+│   ├── StoreBehind           repair it from the log; until then, nothing may be read from it
+│   └── StoreRefused          stop: the store is misconfigured or holds another model
+└── ExportError
+    └── DeltaGap              a follower fetches the base instead
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ class BadSample(StreamtrainError):
 
 class TooManyBadSamples(StreamtrainError):
     """The bad share of a window passed its bound. Stop: this is the wrong schema or a broken producer."""
+
+
+class TableFull(StreamtrainError):
+    """An embedding table (or id set) has reached its bound. Stop: raise rows_max, or use admission or expiry."""
 
 
 class SourceError(StreamtrainError):

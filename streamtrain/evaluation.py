@@ -79,9 +79,13 @@ class _Scores:
         """By label, over samples `start` to `stop`, read back in pieces."""
         accumulator = Accumulator(self._labels)
         self._file.flush()
-        rows = np.memmap(self._file, np.float32, "r", shape=(stop, self._width)) if stop else np.empty((0, self._width))
+        rows = (
+            np.memmap(self._file, np.float32, "r", shape=(stop, self._width))
+            if stop
+            else np.empty((0, self._width))
+        )
         for at in range(start, stop, 65_536):
-            part = np.asarray(rows[at : min(at + 65_536, stop)])
+            part = np.asarray(rows[at : min(at + 65_536, stop)], np.float32)
             accumulator.add(part[:, : self._labels], part[:, self._labels : -1], part[:, -1])
         return {name: accumulator.quality(i) for i, name in enumerate(names)}
 

@@ -106,11 +106,6 @@ class ExportRunner:
         self._exporter = exporter
         self.status = ExportStatus(position=exporter.position())
 
-    @property
-    def last_bytes(self) -> int:
-        """Bytes written by the last export."""
-        return self.status.last_bytes
-
     def catch_up(self, stop: Callable[[], bool] = lambda: False) -> int:
         """Exports every committed epoch after the exporter's position, in order.
 

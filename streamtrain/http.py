@@ -28,7 +28,9 @@ async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> Asy
     """
 
     async def show_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(
+            body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
 
     async def live(_: web.Request) -> web.Response:
         # Answering at all is the proof: the loop that answers is the one that feeds the trainer.

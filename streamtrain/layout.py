@@ -86,8 +86,12 @@ class Layout:
                 pooled.append(PooledColumns(name, table, slot.pooling, pooled_width, dims[table]))
                 pooled_width += dims[table]
         if unused := sorted(set(dims) - used):
-            raise ConfigError(f"tables.{unused[0]}: no slot uses this table; remove it or name it in a slot's `table`")
-        return Layout(tuple(pooled), pooled_width, tuple(sequences), tuple(dense), dense_width, tuple(schema.labels))
+            raise ConfigError(
+                f"tables.{unused[0]}: no slot uses this table; remove it or name it in a slot's `table`"
+            )
+        return Layout(
+            tuple(pooled), pooled_width, tuple(sequences), tuple(dense), dense_width, tuple(schema.labels)
+        )
 
 
 def _table(schema: Schema, name: str, dims: Mapping[str, int]) -> str:
@@ -95,7 +99,11 @@ def _table(schema: Schema, name: str, dims: Mapping[str, int]) -> str:
     if table is None and len(dims) == 1:
         return next(iter(dims))
     if table is None:
-        raise ConfigError(f"schema.slots.{name}: there are several tables ({', '.join(dims)}); say which with `table`")
+        raise ConfigError(
+            f"schema.slots.{name}: there are several tables ({', '.join(dims)}); say which with `table`"
+        )
     if table not in dims:
-        raise ConfigError(f"schema.slots.{name}.table: there is no [tables.{table}]; there are: {', '.join(dims)}")
+        raise ConfigError(
+            f"schema.slots.{name}.table: there is no [tables.{table}]; there are: {', '.join(dims)}"
+        )
     return table

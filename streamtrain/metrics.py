@@ -28,21 +28,35 @@ class Metrics:
         self.decode_seconds = self._counter("decode_seconds", "Time spent decoding chunks.")
         self.wait_seconds = self._counter("trainer_wait_seconds", "Time the trainer waited for samples.")
         self.epoch = self._gauge("epoch", "Number of the newest durable epoch.")
-        self.committed = self._gauge("epoch_committed_timestamp_seconds", "When the newest epoch became durable.")
-        self.commit_seconds = self._histogram("commit_seconds", "From the cut of an epoch to its durability.", 0.001, 14)
+        self.committed = self._gauge(
+            "epoch_committed_timestamp_seconds", "When the newest epoch became durable."
+        )
+        self.commit_seconds = self._histogram(
+            "commit_seconds", "From the cut of an epoch to its durability.", 0.001, 14
+        )
         self.epoch_rows = self._histogram("epoch_rows", "Changed rows in an epoch.", 1, 24)
         self.log_full = self._gauge("log_full", "1 while the log has no room and training is paused.")
         self.watermark = self._gauge("watermark_timestamp_seconds", "Largest event time in a durable epoch.")
-        self.lag_records = self._gauge("lag_records", "Records behind the newest known, by partition.", "partition")
+        self.lag_records = self._gauge(
+            "lag_records", "Records behind the newest known, by partition.", "partition"
+        )
         self.table_rows = self._gauge("table_rows", "Rows in memory, by table.", "table")
         self.table_bytes = self._gauge("table_bytes", "Memory of the table, by table.", "table")
-        self.store_epoch = self._gauge("store_applied_epoch", "Epoch that every shard of the store has applied.")
+        self.store_epoch = self._gauge(
+            "store_applied_epoch", "Epoch that every shard of the store has applied."
+        )
         self.store_pulled = self._counter("store_pulled_rows", "Rows brought from the store on demand.")
-        self.store_errors = self._counter("store_errors", "Calls to the store that failed after their retries.")
+        self.store_errors = self._counter(
+            "store_errors", "Calls to the store that failed after their retries."
+        )
         self.export_epoch = self._gauge("export_epoch", "Newest exported epoch, by exporter.", "exporter")
         self.export_bytes = self._gauge("export_bytes", "Size of the newest export, by exporter.", "exporter")
-        self.export_errors = self._counter("export_errors", "Exports that failed and will be retried.", "exporter")
-        self.compilations = self._gauge("compilations_after_warm_up", "JAX compilations since readiness; 0 is right.")
+        self.export_errors = self._counter(
+            "export_errors", "Exports that failed and will be retried.", "exporter"
+        )
+        self.compilations = self._gauge(
+            "compilations_after_warm_up", "JAX compilations since readiness; 0 is right."
+        )
         self.quality = self._gauge("prequential", "Quality before learning.", "label", "measure", "over")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -29,7 +29,9 @@ def load(group: str, name: str) -> Any:
     for point in entry_points(group=f"streamtrain.{group}"):
         if point.name == name:
             return point.load()
-    raise ConfigError(f"no {group} plug-in is called {name!r}; there are: {', '.join(names(group))}, or 'module:Object'")
+    raise ConfigError(
+        f"no {group} plug-in is called {name!r}; there are: {', '.join(names(group))}, or 'module:Object'"
+    )
 
 
 def _by_path(path: str) -> Any:
@@ -41,4 +43,6 @@ def _by_path(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot load {path!r}: {error}; it is looked for on PYTHONPATH and in {here}") from error
+        raise ConfigError(
+            f"cannot load {path!r}: {error}; it is looked for on PYTHONPATH and in {here}"
+        ) from error

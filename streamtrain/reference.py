@@ -1,7 +1,7 @@
 """Writes docs/configuration.md from the settings models, so that the two cannot disagree.
 
-    python -m streamtrain.reference docs/configuration.md
-    python -m streamtrain.reference --check docs/configuration.md
+python -m streamtrain.reference docs/configuration.md
+python -m streamtrain.reference --check docs/configuration.md
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def write_reference() -> str:
     for key in ("optimizer", "init"):
         for member in _members(table.model_fields[key].annotation):
             parts += _section(f'[tables.NAME.{key}] kind = "{_kind(member)}"', member, level=3)
-    parts += ["## [model]\n", "`kind` names a built-in model or `module:Class`; see [models.md](models.md).\n"]
+    parts += [
+        "## [model]\n",
+        "`kind` names a built-in model or `module:Class`; see [models.md](models.md).\n",
+    ]
     for name in plugins.names("models"):
         parts += _section(f'[model] kind = "{name}"', plugins.load("models", name).Settings, level=3)
     parts += ["## [optimizer]\n", "Of the dense parameters.\n"]
@@ -110,7 +113,9 @@ def _kind(model: type[Settings]) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    text = getattr(field.annotation, "__name__", "") if not get_args(field.annotation) else str(field.annotation)
+    text = (
+        getattr(field.annotation, "__name__", "") if not get_args(field.annotation) else str(field.annotation)
+    )
     for old, new in (("typing.", ""), ("NoneType", "nothing"), (" | None", "")):
         text = text.replace(old, new)
     if text.startswith("Literal["):
@@ -137,7 +142,9 @@ def _default(field: FieldInfo) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Writes or checks the configuration reference.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when the file is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail when the file is out of date"
+    )
     parser.add_argument("path", type=Path)
     arguments = parser.parse_args()
     text = write_reference()

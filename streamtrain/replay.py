@@ -117,9 +117,7 @@ class _Records:
         return Minibatch(SampleBatch.concat(parts), tuple(spans), tuple(bad), 0.0)
 
 
-def _redo(
-    learner: Learner, records: _Records, expected: EpochRecord, progress: Callable[[int], None]
-) -> int:
+def _redo(learner: Learner, records: _Records, expected: EpochRecord, progress: Callable[[int], None]) -> int:
     """Learns the recorded minibatches in order; a minibatch is the run of spans with one step number and samples."""
     rows = expected.spans.spans.tolist()
     names = expected.spans.partitions
@@ -149,10 +147,24 @@ def _compare(expected: EpochRecord, again: EpochRecord) -> tuple[bool, list[str]
     for kind in ("dense", "metrics"):
         first, second = getattr(expected, kind), getattr(again, kind)
         parts += [f"{kind}/{n}" for n in sorted({*first, *second}) if not _same(first.get(n), second.get(n))]
-    fields = ("step_first", "step_next", "samples", "samples_total", "bad_samples", "positions", "watermark_ms")
+    fields = (
+        "step_first",
+        "step_next",
+        "samples",
+        "samples_total",
+        "bad_samples",
+        "positions",
+        "watermark_ms",
+    )
     parts += [f for f in fields if getattr(expected, f) != getattr(again, f)]
     return False, parts or ["another part of the record"]
 
 
 def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    return a is not None and b is not None and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return (
+        a is not None
+        and b is not None
+        and a.dtype == b.dtype
+        and a.shape == b.shape
+        and a.tobytes() == b.tobytes()
+    )

@@ -107,13 +107,17 @@ class Service:
         head = Head(await self._recover(learner, log, source, applier))
         if self._stopping.is_set():
             return head.record
-        lazy = store is not None and head.epoch > 0
-        prefetch = StorePrefetch(store, job.layout, head.epoch, self._metrics) if store is not None and lazy else None
+        prefetch = None
+        if store is not None and head.epoch > 0:
+            rows_max = {name: table.rows_max for name, table in job.tables.items()}
+            prefetch = StorePrefetch(store, job.layout, rows_max, head.epoch, self._metrics)
 
         self._committer = Committer(log, log.digest(head.epoch), self._announcer(head), self._metrics)
         stack.push_async_callback(asyncio.to_thread, self._committer.close)
         handoff = Handoff(job.training.queue_chunks_max)
-        feed = Feed(source, decoder, BadSampleGuard(job.training.bad_samples), handoff, prefetch, self._metrics)
+        feed = Feed(
+            source, decoder, BadSampleGuard(job.training.bad_samples), handoff, prefetch, self._metrics
+        )
         self._trainer = Trainer(
             learner, handoff, self._committer, job.training, job.log.epoch_interval_s, self._metrics
         )

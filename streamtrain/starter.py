@@ -60,7 +60,9 @@ def write_job(sample: Path, choices: Choices) -> str:
     event_time = choices.event_time or next((c for c in table.column_names if _is_time(c, table[c])), None)
     slots = [_slot(c, table[c]) for c in table.column_names if c not in labels and c != event_time]
     name = re.sub(r"[^A-Za-z0-9_]", "_", sample.name.split(".")[0]) or "model"
-    return "\n".join([*_head(name, sample, choices), *_schema(labels, event_time, slots), _TAIL.format(name=name)])
+    return "\n".join(
+        [*_head(name, sample, choices), *_schema(labels, event_time, slots), _TAIL.format(name=name)]
+    )
 
 
 def _read(sample: Path) -> pa.Table:
@@ -159,7 +161,11 @@ def _head(name: str, sample: Path, choices: Choices) -> list[str]:
 
 def _schema(labels: Sequence[str], event_time: str | None, slots: Sequence[str]) -> list[str]:
     quoted = ", ".join(f'"{label}"' for label in labels)
-    time = f'event_time = "{event_time}"' if event_time else '# event_time = "..."  # milliseconds; else the record\'s own time'
+    time = (
+        f'event_time = "{event_time}"'
+        if event_time
+        else '# event_time = "..."  # milliseconds; else the record\'s own time'
+    )
     return [
         "[schema]",
         f"labels = [{quoted}]  # numbers from 0 to 1",

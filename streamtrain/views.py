@@ -89,6 +89,7 @@ class Views:
     ) -> None:
         self._settings, self._log, self._head, self._source = settings, log, head, source
         self._applier, self._runners, self._metrics = applier, runners, metrics
+        self._progress = asyncio.Condition()
         self._views = [_View("source", self._mirror), *(_View(n, self._exporting(n)) for n in runners)]
         if applier is not None:
             self._views.append(_View("store", self._apply))
@@ -105,11 +106,14 @@ class Views:
     async def finish(self, timeout_s: float) -> None:
         """Waits until every view has what the head has; after `timeout_s` the next start goes on from there."""
         try:
-            async with asyncio.timeout(timeout_s):
-                while behind := [v.name for v in self._views if v.done < self._head.epoch]:
-                    await asyncio.sleep(0.02)
+            async with asyncio.timeout(timeout_s), self._progress:
+                await self._progress.wait_for(lambda: not self._behind())
         except TimeoutError:
-            logger.warning("stopping with %s behind the log; the next start catches up", " and ".join(behind))
+            names = " and ".join(self._behind())
+            logger.warning("stopping with %s behind the log; the next start catches up", names)
+
+    def _behind(self) -> list[str]:
+        return [view.name for view in self._views if view.done < self._head.epoch]
 
     async def _follow(self, view: _View) -> None:
         pause_s = _PAUSE_FIRST_S
@@ -128,6 +132,8 @@ class Views:
                 if view.failing:
                     logger.warning("%s has caught up with epoch %d", view.name, view.done)
                 view.failing, pause_s = False, _PAUSE_FIRST_S
+                async with self._progress:
+                    self._progress.notify_all()
 
     def _count_failure(self, name: str) -> None:
         if name in self._runners:
@@ -186,10 +192,14 @@ class Views:
             await process.wait()
             raise
         if process.returncode:
-            logger.error("folding a base failed, it is tried again: %s", stderr.decode(errors="replace")[-2000:])
+            logger.error(
+                "folding a base failed, it is tried again: %s", stderr.decode(errors="replace")[-2000:]
+            )
             await asyncio.sleep(_PAUSE_MAX_S)
         else:
             try:
-                logger.info("folded a base at epoch %d", max(await asyncio.to_thread(self._log.bases), default=0))
+                logger.info(
+                    "folded a base at epoch %d", max(await asyncio.to_thread(self._log.bases), default=0)
+                )
             except LogError as error:
                 logger.warning("cannot list bases: %s", error)

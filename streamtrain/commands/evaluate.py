@@ -15,7 +15,9 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="the job's TOML file; its log, store and exports are left alone")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="the job's TOML file; its log, store and exports are left alone"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 

@@ -18,9 +18,15 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", metavar="DIR", help="the export directory")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
-    parser.add_argument("--until", type=int, metavar="EPOCH", help="stop when this epoch or a later one is served")
-    parser.add_argument("--predict", action="store_true", help="score JSON lines from standard input, then stop")
-    parser.add_argument("--poll", type=float, default=0.1, metavar="S", help="seconds between looks (default 0.1)")
+    parser.add_argument(
+        "--until", type=int, metavar="EPOCH", help="stop when this epoch or a later one is served"
+    )
+    parser.add_argument(
+        "--predict", action="store_true", help="score JSON lines from standard input, then stop"
+    )
+    parser.add_argument(
+        "--poll", type=float, default=0.1, metavar="S", help="seconds between looks (default 0.1)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

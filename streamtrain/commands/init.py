@@ -17,11 +17,17 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sample", metavar="SAMPLE", help="a Parquet file, or JSON lines (plain, .gz, .zst)")
-    parser.add_argument("--label", action="append", help="a field to predict; may be given again. Default: guessed")
-    parser.add_argument("--event-time", help="the field with the event time in milliseconds. Default: guessed")
+    parser.add_argument(
+        "--label", action="append", help="a field to predict; may be given again. Default: guessed"
+    )
+    parser.add_argument(
+        "--event-time", help="the field with the event time in milliseconds. Default: guessed"
+    )
     parser.add_argument("--kafka", metavar="BROKERS", help="read from Kafka instead of the file")
     parser.add_argument("--topic", help="the Kafka topic. Default: the sample's name")
-    parser.add_argument("--output", metavar="FILE", help="write there instead of standard output; never overwrites")
+    parser.add_argument(
+        "--output", metavar="FILE", help="write there instead of standard output; never overwrites"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

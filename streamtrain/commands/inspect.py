@@ -18,7 +18,9 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", metavar="DIR", help="the epoch log's directory")
-    parser.add_argument("--epochs", type=int, default=10, metavar="N", help="newest epochs to list (default 10)")
+    parser.add_argument(
+        "--epochs", type=int, default=10, metavar="N", help="newest epochs to list (default 10)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
@@ -47,15 +49,24 @@ def _lines(found: dict[str, Any]) -> list[str]:
         "positions",
         *(f"  {partition}: {offset}" for partition, offset in sorted(found["positions"].items())),
         "tables",
-        *(f"  {n}: {t['rows']:,} rows of dim {t['dim']}, {t['bytes'] / 1e6:,.1f} MB" for n, t in found["tables"].items()),
+        *(
+            f"  {n}: {t['rows']:,} rows of dim {t['dim']}, {t['bytes'] / 1e6:,.1f} MB"
+            for n, t in found["tables"].items()
+        ),
         "newest epochs",
     ]
     for epoch in found["lineage"]:
         span = epoch["event_time_ms"]
         events = "no samples" if span is None else f"events {_time(span[0])} to {_time(span[1])}"
-        lines.append(f"  {epoch['epoch']}: {epoch['samples']:,} samples, {epoch['bytes'] / 1e3:,.0f} kB, {events}")
+        lines.append(
+            f"  {epoch['epoch']}: {epoch['samples']:,} samples, {epoch['bytes'] / 1e3:,.0f} kB, {events}"
+        )
     return lines
 
 
 def _time(ms: int | None) -> str:
-    return "-" if ms is None else time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(ms / 1000)) + f".{ms % 1000:03d}Z"
+    return (
+        "-"
+        if ms is None
+        else time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(ms / 1000)) + f".{ms % 1000:03d}Z"
+    )

@@ -43,7 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(orjson.dumps(dataclasses.asdict(result), option=orjson.OPT_INDENT_2).decode() + "\n")
     elif result.equal:
-        sys.stdout.write(f"epoch {result.epoch}: {result.steps} steps, {result.samples} samples: every bit is the same\n")
+        sys.stdout.write(
+            f"epoch {result.epoch}: {result.steps} steps, {result.samples} samples: every bit is the same\n"
+        )
     else:
         sys.stdout.write(f"epoch {result.epoch} came out different in: {', '.join(result.differences)}\n")
     return 0 if result.equal else 1

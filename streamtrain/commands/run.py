@@ -16,7 +16,9 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="the job's TOML file")
-    parser.add_argument("--until-end", action="store_true", help="stop at the end of what the source holds now")
+    parser.add_argument(
+        "--until-end", action="store_true", help="stop at the end of what the source holds now"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,7 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     async def main() -> None:
         last = await Service(job, until_end=arguments.until_end).run()
         if last is not None:
-            sys.stderr.write(f"streamtrain: epoch {last.epoch}, {last.samples_total} samples learned in all\n")
+            sys.stderr.write(
+                f"streamtrain: epoch {last.epoch}, {last.samples_total} samples learned in all\n"
+            )
 
     uvloop.run(main())
     return 0

@@ -32,16 +32,20 @@ class StorePrefetch:
     Args:
       store: has every epoch up to `epoch_min`.
       layout: which slot reads which table.
+      rows_max: by table, its bound on rows: more ids than that cannot be asked for.
       epoch_min: an answer from a shard that is behind it is refused: fail closed.
       metrics: counts.
     """
 
-    def __init__(self, store: Store, layout: Layout, epoch_min: int, metrics: Metrics) -> None:
+    def __init__(
+        self, store: Store, layout: Layout, rows_max: Mapping[str, int], epoch_min: int, metrics: Metrics
+    ) -> None:
         self._store, self._epoch_min, self._metrics = store, epoch_min, metrics
         self._slots: dict[str, list[str]] = {}
-        for column in (*layout.pooled, *layout.sequences):
-            self._slots.setdefault(column.table, []).append(column.name)
-        self._asked = {table: IdSet() for table in self._slots}
+        named = [(c.table, c.name) for c in layout.pooled] + [(s.table, s.name) for s in layout.sequences]
+        for table, slot in named:
+            self._slots.setdefault(table, []).append(slot)
+        self._asked = {table: IdSet(table, rows_max[table]) for table in self._slots}
 
     async def rows_for(self, batch: SampleBatch) -> Mapping[str, TableRows]:
         """By table, the stored rows of ids that no batch named before.

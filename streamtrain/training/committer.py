@@ -106,7 +106,10 @@ class Committer:
         begin = time.perf_counter()
         while True:
             stamped = dataclasses.replace(
-                record, previous=self._previous, committed_at_ms=time.time_ns() // 1_000_000, writer=writer_name()
+                record,
+                previous=self._previous,
+                committed_at_ms=time.time_ns() // 1_000_000,
+                writer=writer_name(),
             )
             try:
                 self._previous = self._log.append(stamped)

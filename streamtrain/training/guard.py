@@ -32,7 +32,9 @@ class BadSampleGuard:
         """
         self._records += records
         for sample in bad:
-            self._reasons[sample.reason if sample.field is None else f"{sample.reason} in {sample.field}"] += 1
+            self._reasons[
+                sample.reason if sample.field is None else f"{sample.reason} in {sample.field}"
+            ] += 1
             self._example = sample
         count = self._reasons.total()
         if count and count > self._settings.share_max * max(self._records, self._settings.window):

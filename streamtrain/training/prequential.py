@@ -68,7 +68,9 @@ class Accumulator:
     def samples(self) -> int:
         return self._samples
 
-    def add(self, logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
+    def add(
+        self, logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32]
+    ) -> None:
         """Counts B samples.
 
         Args:
@@ -79,7 +81,9 @@ class Accumulator:
         z, y, w = logits.astype(np.float64), labels.astype(np.float64), weights.astype(np.float64)[:, None]
         loss = np.logaddexp(0.0, z) - y * z
         predicted = np.exp(-np.logaddexp(0.0, -z))
-        self._sums += np.stack([np.broadcast_to(w, z.shape), w * loss, w * y, w * predicted], axis=-1).sum(axis=0)
+        self._sums += np.stack([np.broadcast_to(w, z.shape), w * loss, w * y, w * predicted], axis=-1).sum(
+            axis=0
+        )
         bins = np.clip((z + _LOGIT_MAX) * (_BINS / (2 * _LOGIT_MAX)), 0, _BINS - 1).astype(np.int64)
         for label in range(z.shape[1]):
             for kind, share in enumerate((w[:, 0] * (1 - y[:, label]), w[:, 0] * y[:, label])):
@@ -126,7 +130,9 @@ class Prequential:
         self._window_samples = window_samples
         self._parts = {name: Accumulator(len(self.labels)) for name in ("total", "window", "last_window")}
 
-    def add(self, logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
+    def add(
+        self, logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32]
+    ) -> None:
         """Counts B samples: shapes as for `Accumulator.add`."""
         self._parts["total"].add(logits, labels, weights)
         self._parts["window"].add(logits, labels, weights)
@@ -148,10 +154,14 @@ class Prequential:
     def state(self) -> dict[str, np.ndarray]:
         """Copies of all accumulators, by name, for the epoch record."""
         return {
-            f"{part}/{name}": array for part, acc in self._parts.items() for name, array in acc.state().items()
+            f"{part}/{name}": array
+            for part, acc in self._parts.items()
+            for name, array in acc.state().items()
         }
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Continues from what `state` gave."""
         for part, accumulator in self._parts.items():
-            accumulator.load({n.removeprefix(f"{part}/"): a for n, a in state.items() if n.startswith(f"{part}/")})
+            accumulator.load(
+                {n.removeprefix(f"{part}/"): a for n, a in state.items() if n.startswith(f"{part}/")}
+            )

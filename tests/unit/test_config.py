@@ -55,31 +55,63 @@ def test_a_minimal_job_has_sane_defaults(tmp_path: Path) -> None:
         ('name = "m"', "", "/job.toml: name: is required"),
         ("dim = 8", "dim = 0", "/job.toml: tables.main.dim = 0: Input should be greater than or equal to 1"),
         ("dim = 8", 'dim = "8"', "/job.toml: tables.main.dim = '8': Input should be a valid integer"),
-        ("dim = 8", "dimm = 8", "/job.toml: tables.main.dimm = 8: is not a setting; allowed: dim, optimizer, init"),
-        ('path = "model"', 'path = "model"\nspeed = 1', "/job.toml: log.speed = 1: is not a setting; allowed: path,"),
+        (
+            "dim = 8",
+            "dimm = 8",
+            "/job.toml: tables.main.dimm = 8: is not a setting; allowed: dim, optimizer, init",
+        ),
+        (
+            'path = "model"',
+            'path = "model"\nspeed = 1',
+            "/job.toml: log.speed = 1: is not a setting; allowed: path,",
+        ),
         ("user_id = {}", 'user_id = { kind = "sprase" }', "schema.slots.user_id"),
-        ('kind = "mlp"', 'kind = "mpl"', "model.kind = 'mpl': no models plug-in is called 'mpl'; there are: deepfm, din"),
-        ('kind = "files"', 'kind = "file"', "source.kind = 'file': no consumers plug-in is called 'file'; there are: files, kafka"),
+        (
+            'kind = "mlp"',
+            'kind = "mpl"',
+            "model.kind = 'mpl': no models plug-in is called 'mpl'; there are: deepfm, din",
+        ),
+        (
+            'kind = "files"',
+            'kind = "file"',
+            "source.kind = 'file': no consumers plug-in is called 'file'; there are: files, kafka",
+        ),
         ('paths = ["samples.jsonl"]', "", "source.paths: is required"),
-        ("user_id = {}", 'x = { kind = "cross", of = ["user_id", "y"] }', "'user_id' is not a sparse, bucket or cross slot"),
-        ("dim = 8", "dim = 8\n[tables.other]\ndim = 4", "schema.slots.user_id: there are several tables (main, other)"),
+        (
+            "user_id = {}",
+            'x = { kind = "cross", of = ["user_id", "y"] }',
+            "'user_id' is not a sparse, bucket or cross slot",
+        ),
+        (
+            "dim = 8",
+            "dim = 8\n[tables.other]\ndim = 4",
+            "schema.slots.user_id: there are several tables (main, other)",
+        ),
         ('labels = ["click"]', "labels = []", "schema.labels = []"),
-        ("user_id = {}", 'user_id = { table = "mian" }', "schema.slots.user_id.table: there is no [tables.mian]"),
+        (
+            "user_id = {}",
+            'user_id = { table = "mian" }',
+            "schema.slots.user_id.table: there is no [tables.mian]",
+        ),
         ("dim = 8", "dim = 8 9", "is not valid TOML"),
     ],
 )
-def test_a_fault_names_file_key_value_and_what_is_allowed(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_fault_names_file_key_value_and_what_is_allowed(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
     assert old in MINIMAL
     assert message in fault(tmp_path, MINIMAL.replace(old, new))
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
-    text = MINIMAL.replace("dim = 8", "dim = 0").replace('kind = "mlp"', 'kind = "x"').replace('name = "m"', "")
+    text = (
+        MINIMAL.replace("dim = 8", "dim = 0").replace('kind = "mlp"', 'kind = "x"').replace('name = "m"', "")
+    )
     assert len(fault(tmp_path, text).splitlines()) == 3
 
 
 def test_a_file_that_is_not_there_is_told_with_the_way_to_a_first_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read .*none.toml: No such file.*streamtrain init"):
+    with pytest.raises(ConfigError, match=r"cannot read .*none.toml: No such file.*streamtrain init"):
         load_job(tmp_path / "none.toml", {})
 
 

@@ -22,7 +22,17 @@ ALLOWED = {
     "streamtrain.sparse": {"errors", "settings", "layout", "samples", "log", "sparse"},
     "streamtrain.dense": {"errors", "settings", "plugins", "layout", "samples", "dense"},
     "streamtrain.store": {"errors", "settings", "layout", "samples", "log", "sparse", "store", "metrics"},
-    "streamtrain.serving": {"errors", "settings", "plugins", "layout", "samples", "log", "sparse", "dense", "serving"},
+    "streamtrain.serving": {
+        "errors",
+        "settings",
+        "plugins",
+        "layout",
+        "samples",
+        "log",
+        "sparse",
+        "dense",
+        "serving",
+    },
     "streamtrain.exports": {"errors", "settings", "log", "serving"},
     "consumers": {"errors", "settings", "plugins", "sources", "samples", "consumers"},
     "exporters": {"errors", "settings", "log", "exports", "serving", "exporters"},
@@ -88,7 +98,10 @@ def test_each_library_is_imported_by_its_own_package_only() -> None:
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import streamtrain.serving", ("aiokafka", "redis", "consumers", "streamtrain.training", "streamtrain.service")),
+        (
+            "import streamtrain.serving",
+            ("aiokafka", "redis", "consumers", "streamtrain.training", "streamtrain.service"),
+        ),
         ("import streamtrain.log.epoch_log, streamtrain.log.inspect", ("jax", "aiokafka", "redis", "numba")),
         ("import streamtrain.cli", ("jax", "aiokafka", "redis", "numba", "pyarrow")),
         ("import streamtrain.config", ("jax", "aiokafka", "redis")),

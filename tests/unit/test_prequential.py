@@ -14,7 +14,11 @@ def exact_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> fl
     for i in np.flatnonzero(labels == 1):
         for j in np.flatnonzero(labels == 0):
             total += weights[i] * weights[j]
-            won += weights[i] * weights[j] * (1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0)
+            won += (
+                weights[i]
+                * weights[j]
+                * (1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0)
+            )
     return won / total
 
 
@@ -40,7 +44,9 @@ def test_measures_equal_their_definitions(seed: int) -> None:
         mean = (w * y).sum() / w.sum()
         entropy = -(mean * math.log(mean) + (1 - mean) * math.log(1 - mean))
         assert quality.samples == 300
-        assert quality.auc == pytest.approx(exact_auc(logits[:, i], y, w), abs=2e-3)  # 300 samples: few pairs, some of them tied by the bins
+        assert quality.auc == pytest.approx(
+            exact_auc(logits[:, i], y, w), abs=2e-3
+        )  # 300 samples: few pairs, some of them tied by the bins
         assert quality.log_loss == pytest.approx(loss, rel=1e-6)
         assert quality.normalized_entropy == pytest.approx(loss / entropy, rel=1e-6)
         assert quality.calibration == pytest.approx((w * p).sum() / (w * y).sum(), rel=1e-6)
@@ -81,7 +87,9 @@ def test_state_continues_bit_for_bit() -> None:
 
 def test_extreme_logits_stay_finite() -> None:
     measured = Prequential(["a"], 100)
-    measured.add(np.array([[1e30], [-1e30]], np.float32), np.array([[1], [0]], np.float32), np.ones(2, np.float32))
+    measured.add(
+        np.array([[1e30], [-1e30]], np.float32), np.array([[1], [0]], np.float32), np.ones(2, np.float32)
+    )
     assert measured.total()["a"].auc == 1.0
     assert measured.total()["a"].log_loss == pytest.approx(0.0)
 
@@ -96,5 +104,7 @@ def test_auc_of_many_samples_is_exact_to_four_digits() -> None:
     ranks = np.empty(len(order))
     ranks[order] = np.arange(1, len(order) + 1)
     positives = labels[:, 0].sum(dtype=np.float64)
-    exact = (ranks[labels[:, 0] == 1].sum() - positives * (positives + 1) / 2) / (positives * (len(order) - positives))
+    exact = (ranks[labels[:, 0] == 1].sum() - positives * (positives + 1) / 2) / (
+        positives * (len(order) - positives)
+    )
     assert measured.total()["a"].auc == pytest.approx(exact, abs=5e-5)

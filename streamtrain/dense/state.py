@@ -46,11 +46,9 @@ def placed(shapes: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             raise _misfit(f"{name} is {_text(found)}, the model's is {_text(leaf)}")
     if unknown := sorted(set(arrays) - set(names)):
         raise _misfit(f"the model has no {unknown[0]}")
-    # A device array may share memory with the host array that it is made from; the step would donate it and write
-    # into the caller's.
-    return jax.tree_util.tree_unflatten(
-        treedef, [jax.device_put(arrays[name], may_alias=False) for name in names]
-    )
+    # On a CPU a device array may share memory with the host array that it is made from, also where asked not to, so
+    # each is made from a copy that nobody else holds: the step donates it and may write into it.
+    return jax.tree_util.tree_unflatten(treedef, [jax.device_put(np.array(arrays[name])) for name in names])
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -21,11 +21,11 @@ def table_rows(
 ) -> TableRows:
     """Rows whose every value depends on (id, seed), so that a mixed-up row shows."""
     numbers = np.array(ids, np.uint64)
-    base = (numbers % np.uint64(1009)).astype(np.float32)[:, None] + np.float32(seed * 2048)
+    base = ((numbers % np.uint64(1009)) + np.uint64(seed * 2048)).astype(np.float32)[:, None]
     return TableRows(
         numbers,
-        base + np.arange(dim, dtype=np.float32) / 8,
-        -base - np.arange(slots, dtype=np.float32) / 8,
+        (base + np.arange(dim) / 8).astype(np.float32),
+        (-base - np.arange(slots) / 8).astype(np.float32),
         (numbers % np.uint64(97)).astype(np.uint32) + np.uint32(seed),
         np.full(len(numbers), seed, np.uint32),
         np.array(tombstones, np.uint64),

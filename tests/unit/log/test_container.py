@@ -57,8 +57,11 @@ def test_the_digest_is_that_of_the_file_with_its_own_digits_zeroed(tmp_path: Pat
 
 def test_bytes_do_not_depend_on_insertion_order_byte_order_or_strides() -> None:
     wide = np.arange(12, dtype=">f4").reshape(2, 6)
-    other = {"a/weights": wide[:, ::2] / 2, "b": np.asfortranarray(np.ones((2, 3)))}
-    same = {"b": np.ones((2, 3)), "a/weights": np.array([[0, 1, 2], [3, 4, 5]], np.float32)}
+    other: dict[str, np.ndarray] = {"a/weights": wide[:, ::2] / 2, "b": np.asfortranarray(np.ones((2, 3)))}
+    same: dict[str, np.ndarray] = {
+        "b": np.ones((2, 3)),
+        "a/weights": np.array([[0, 1, 2], [3, 4, 5]], np.float32),
+    }
     assert write({"x": 1, "y": 2}, other) == write({"y": 2, "x": 1}, same)
 
 
@@ -76,7 +79,7 @@ def test_views_outlive_the_files_name(tmp_path: Path) -> None:
 
 
 def test_a_stream_gives_the_bytes_of_the_whole() -> None:
-    whole = np.arange(10, dtype=np.float32).reshape(5, 2)
+    whole: np.ndarray = np.arange(10, dtype=np.float32).reshape(5, 2)
     stream = Stream(whole.dtype, whole.shape, lambda: iter([whole[:2], whole[2:2], whole[2:]]))
     assert write({}, {"x": stream}) == write({}, {"x": whole})
 

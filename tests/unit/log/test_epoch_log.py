@@ -151,7 +151,7 @@ def test_an_epoch_that_skips_one_is_the_callers_mistake(log: EpochLog) -> None:
         {"samples": 11},
         {"step_first": 5},
         {"tables": {"u": replace(table_rows([1]), counts=np.zeros(2, np.uint32))}},
-        {"tables": {"u": replace(table_rows([1]), weights=np.zeros((1, 2)))}},
+        {"tables": {"u": replace(table_rows([1]), weights=np.zeros(2, np.float32))}},
         {"tables": {"": table_rows([1])}},
         {"spans": replace(epoch_record(1).spans, partitions=())},
     ],

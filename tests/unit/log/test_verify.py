@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,7 +56,7 @@ DAMAGES: dict[str, tuple[Callable[[EpochLog], object], str, str]] = {
     "an empty file": (lambda log: log.epoch_path(6).write_bytes(b""), "6.safetensors", "cut short"),
     "an epoch gone": (lambda log: log.epoch_path(3).unlink(), "3.safetensors", "epochs 3 to 3 are missing"),
     "epochs gone before a base": (
-        lambda log: [log.epoch_path(epoch).unlink() for epoch in (4, 5, 6)],
+        lambda log: deque(map(Path.unlink, map(log.epoch_path, (4, 5, 6)))),
         "4.safetensors",
         "epochs 4 to 5 are missing",
     ),

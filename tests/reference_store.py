@@ -84,15 +84,14 @@ class ListLog:
     def append(self, record: EpochRecord) -> None:
         self.records[record.epoch], self.last = record, record.epoch
 
-    def fold(self, epoch: int, keep: bool = False) -> None:
-        """Makes the base of `epoch`, and collects the epochs up to it unless `keep`."""
+    def fold(self, epoch: int) -> None:
+        """Makes the base of `epoch` from the epochs up to it, and collects them."""
         whole = DictRows()
         for number in sorted(n for n in self.records if n <= epoch):
             whole.write(self.records[number])
         tables = {name: _from_dict(whole.rows[name], *shape) for name, shape in DIMS.items()}
         self.base_records[epoch] = record_of(epoch, tables)
-        if not keep:
-            self.records = {n: record for n, record in self.records.items() if n > epoch}
+        self.records = {n: record for n, record in self.records.items() if n > epoch}
 
     def head(self) -> int | None:
         return self.last

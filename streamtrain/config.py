@@ -6,9 +6,10 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from streamtrain import plugins
 from streamtrain.dense.optimizers import AnyDenseOptimizer, DenseAdam
@@ -218,16 +219,31 @@ _TAGS |= {"uniform", "normal", "constant"}
 
 
 def _suggest(model: type[Settings], location: tuple[str | int, ...]) -> str:
-    """Names what is allowed beside an unknown key, where the model can be found by walking the location."""
+    """Names what is allowed beside an unknown key."""
     current: Any = model
     for part in location[:-1]:
-        fields = getattr(current, "model_fields", None)
-        if fields is None:
-            return ""
-        aliases = {f.alias or n: f for n, f in fields.items()}
-        current = aliases[str(part)].annotation if str(part) in aliases else None
+        current = _descend(current, part)
     fields = getattr(current, "model_fields", None)
     return f"; allowed: {', '.join(f.alias or n for n, f in fields.items())}" if fields else ""
+
+
+def _descend(annotation: Any, part: str | int) -> Any:
+    """The type at `part` of an error's place: a field, an entry of a dict or list, or the member of a union."""
+    if (fields := getattr(annotation, "model_fields", None)) is not None:
+        return next((f.annotation for name, f in fields.items() if (f.alias or name) == part), None)
+    members = get_args(annotation)
+    if get_origin(annotation) in (dict, list):
+        return members[-1]
+    if get_origin(annotation) is Annotated:
+        return _descend(members[0], part)
+    for member in members:
+        inner = get_args(member)[0] if get_origin(member) is Annotated else member
+        if part in get_args(getattr(inner, "model_fields", {"kind": _NO_KIND}).get("kind", _NO_KIND).annotation):
+            return inner
+    return None
+
+
+_NO_KIND = FieldInfo(annotation=str)
 
 
 def _fault(

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,9 +140,7 @@ class ExportDirectory:
         ):
             digest = write(document, tensors, aside)
             aside.replace(target)
-        return Entry(
-            entry.epoch, entry.version, entry.previous, digest, aside.size_bytes, entry.committed_at_ms
-        )
+        return replace(entry, digest=digest, size_bytes=aside.size_bytes)
 
     def publish(self, manifest: Manifest) -> None:
         """Makes `manifest` the one that followers see. The files that it names are durable already."""

@@ -8,14 +8,16 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporters.delta_directory import ExportDirectory
+from streamtrain.errors import DeltaGap, ExportError
 from streamtrain.log.container import Stream
 from streamtrain.log.record import TableRows
-from streamtrain.serving.files import ExportedRows, export_document, read_export
+from streamtrain.serving.files import ExportedRows, Lineage, export_document, read_export
 from streamtrain.serving.manifest import Entry, Manifest
 from streamtrain.serving.model import ServedModel
 
@@ -30,24 +32,33 @@ class FoldStopped(Exception):
 
 
 def fold_base(
-    directory: ExportDirectory, manifest: Manifest, model: ServedModel, stop: Callable[[], bool]
+    directory: ExportDirectory,
+    manifest: Manifest,
+    model: ServedModel,
+    now_ms: int,
+    stop: Callable[[], bool],
 ) -> Entry:
     """Writes the base of the manifest's head. Runs in a thread of its own; the manifest's files must stay.
 
     Raises:
       FoldStopped: `stop` said so; nothing is left behind.
-      ExportError, OSError: a file is damaged, or the base cannot be written.
+      DeltaGap: a file of the chain is damaged or gone.
+      ExportError, OSError: a file cannot be read, or the base cannot be written.
     """
     _yield_to_others()
     base = manifest.bases[-1]
     chain = [base, *(delta for delta in manifest.deltas if delta.epoch > base.epoch)]
-    files = [read_export(directory.path, entry, model) for entry in chain]
+    try:
+        files = [read_export(directory.path, entry, model) for entry in chain]
+    except (ExportError, FileNotFoundError) as error:
+        raise DeltaGap(f"{error}; the export is begun anew") from error
     last = files[-1]
-    entry = Entry(last.entry.epoch, last.entry.version, "", "", 0, last.entry.committed_at_ms)
+    entry = replace(last.entry, previous="", exported_at_ms=now_ms)
+    lineage = Lineage.folded([file.lineage for file in files])
     tensors: dict[str, np.ndarray | Stream] = {f"dense/{name}": array for name, array in last.dense.items()}
     for name in model.tables:
         tensors |= _merged(name, [file.tables[name] for file in files], stop)
-    return directory.write_file(entry, export_document(model.model_id, entry, last.lineage), tensors)
+    return directory.write_file(entry, export_document(model.model_id, entry, lineage), tensors)
 
 
 def _yield_to_others() -> None:

@@ -79,6 +79,7 @@ class DeltaExporter:
         self._folding: Future[Entry] | None = None
         self._fold_unwanted = threading.Event()
         self._fold_after = 0
+        self._damage: str | None = None
         self._directory = ExportDirectory(Path(settings.path), files or ExportFiles())
         self._folder = ThreadPoolExecutor(1, f"fold {settings.path}")
         try:
@@ -115,14 +116,13 @@ class DeltaExporter:
         with self._guard:
             self._check_open()
             manifest = self._follows(record)
-            lineage = Lineage.of(record, self._now_ms())
-            entry = Entry(record.epoch, digest, record.previous, "", 0, record.committed_at_ms)
+            entry = self._entry(record, digest, record.previous)
             tensors: dict[str, np.ndarray | Stream] = dict(self._dense(record))
             for name, rows in self._tables(record):
                 tensors[f"tables/{name}/ids"] = rows.ids
                 tensors[f"tables/{name}/weights"] = rows.weights
                 tensors[f"tables/{name}/tombstones"] = rows.tombstones
-            entry = self._write(entry, lineage, tensors)
+            entry = self._write(entry, Lineage.of(record), tensors)
             self._publish(manifest.with_delta(entry))
             self._publish_folded()
             self._fold_when_due()
@@ -137,18 +137,17 @@ class DeltaExporter:
         with self._guard:
             self._check_open()
             self._stop_folding()
-            lineage = Lineage.of(base, self._now_ms())
-            entry = Entry(base.epoch, base.previous, "", "", 0, base.committed_at_ms)
+            entry = self._entry(base, base.previous, "")
             tensors: dict[str, np.ndarray | Stream] = dict(self._dense(base))
             for name, rows in self._tables(base):
                 tensors |= sorted_rows(name, rows, self._stopping.is_set)
             try:
-                entry = self._write(entry, lineage, tensors)
+                entry = self._write(entry, Lineage.of(base), tensors)
             except FoldStopped:
                 raise ExportError(f"the export to {self._settings.path} was closed") from None
             self._publish(Manifest(self._model.model_id, (entry,), ()))
             self._directory.remove_orphans(self._manifest)
-            self._fold_after = 0
+            self._fold_after, self._damage = 0, None
             return entry.size_bytes
 
     def close(self) -> None:
@@ -164,8 +163,8 @@ class DeltaExporter:
             raise ExportError(f"the export to {self._settings.path} is closed")
 
     def _follows(self, record: EpochRecord) -> Manifest:
-        if self._manifest is None:
-            raise DeltaGap(f"epoch {record.epoch} follows nothing that is exported")
+        if self._manifest is None or self._damage:
+            raise DeltaGap(self._damage or f"epoch {record.epoch} follows nothing that is exported")
         head = self._manifest.head
         if (record.epoch, record.previous) != (head.epoch + 1, head.digest):
             raise DeltaGap(
@@ -189,6 +188,11 @@ class DeltaExporter:
             f"dense/{name}": array for name, array in record.dense.items() if name.startswith(PARAMS_PREFIX)
         }
 
+    def _entry(self, record: EpochRecord, version: str, previous: str) -> Entry:
+        """What the manifest says of a file to be written; `write_file` fills in digest and size."""
+        now_ms = int(self._clock() * 1000)
+        return Entry(record.epoch, version, previous, "", 0, record.committed_at_ms, now_ms)
+
     def _write(self, entry: Entry, lineage: Lineage, tensors: Mapping[str, np.ndarray | Stream]) -> Entry:
         document = export_document(self._model.model_id, entry, lineage)
         return self._directory.write_file(entry, document, tensors)
@@ -204,9 +208,6 @@ class DeltaExporter:
         if before is not None:
             self._directory.remove(set(before.names) - set(manifest.names))
 
-    def _now_ms(self) -> int:
-        return int(self._clock() * 1000)
-
     # Bases, folded aside
 
     def _fold_when_due(self) -> None:
@@ -214,8 +215,9 @@ class DeltaExporter:
         head = self._manifest.head.epoch
         due = max(self._manifest.bases[-1].epoch + self._settings.base_every_epochs, self._fold_after)
         if self._folding is None and head >= due:
+            now_ms, stop = int(self._clock() * 1000), self._fold_unwanted.is_set
             self._folding = self._folder.submit(
-                fold_base, self._directory, self._manifest, self._model, self._fold_unwanted.is_set
+                fold_base, self._directory, self._manifest, self._model, now_ms, stop
             )
 
     def _publish_folded(self) -> None:
@@ -225,6 +227,9 @@ class DeltaExporter:
         assert self._manifest is not None
         try:
             base = self._folding.result()
+        except DeltaGap as error:
+            # No base could be folded from these files ever again, nor could a new follower use them.
+            self._damage = str(error)
         except (ExportError, OSError, MemoryError) as error:
             # Deltas alone keep followers fresh, so exporting goes on; only the chain gets longer.
             self._fold_after = self._manifest.head.epoch + self._settings.base_every_epochs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,17 @@ PARAMS_PREFIX = "params/"
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """What a version has learned from. In a base too, the fields of one epoch are those of its own epoch.
+    """What a file has learned from: of a delta, in its epoch; of a base, from the beginning.
 
     Attributes:
-      samples: samples learned in the epoch.
+      samples: samples learned in it.
       samples_total: samples learned by the model up to its end.
-      step_next: the first step after it.
+      step_next: the first step after its epoch.
       positions: by partition, the next offset to read.
-      event_time_ms: (min, max) of the epoch's event times; None without samples.
+      event_time_ms: (min, max) of its samples' event times; None without samples.
       record_time_ms: (min, max) of when its records reached the source; None without samples.
       watermark_ms: the largest event time seen by the model so far, or None.
       committed_at_ms: when the trainer committed the epoch, by its wall clock.
-      exported_at_ms: when the exporter wrote the file, by its wall clock.
     """
 
     samples: int
@@ -46,10 +45,10 @@ class Lineage:
     record_time_ms: tuple[int, int] | None
     watermark_ms: int | None
     committed_at_ms: int
-    exported_at_ms: int
 
     @staticmethod
-    def of(record: EpochRecord, exported_at_ms: int) -> Lineage:
+    def of(record: EpochRecord) -> Lineage:
+        """That of an epoch's record, or of a base."""
         return Lineage(
             record.samples,
             record.samples_total,
@@ -59,7 +58,16 @@ class Lineage:
             record.record_time_ms,
             record.watermark_ms,
             record.committed_at_ms,
-            exported_at_ms,
+        )
+
+    @staticmethod
+    def folded(parts: Sequence[Lineage]) -> Lineage:
+        """That of a base made of an older base and the deltas since, in order."""
+        return replace(
+            parts[-1],
+            samples=sum(part.samples for part in parts),
+            event_time_ms=_widest([part.event_time_ms for part in parts]),
+            record_time_ms=_widest([part.record_time_ms for part in parts]),
         )
 
     @staticmethod
@@ -74,8 +82,12 @@ class Lineage:
             record_time_ms=_pair(document["record_time_ms"]),
             watermark_ms=None if document["watermark_ms"] is None else int(document["watermark_ms"]),
             committed_at_ms=int(document["committed_at_ms"]),
-            exported_at_ms=int(document["exported_at_ms"]),
         )
+
+
+def _widest(ranges: Iterable[tuple[int, int] | None]) -> tuple[int, int] | None:
+    known = [range for range in ranges if range is not None]
+    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
@@ -118,7 +130,11 @@ class ExportedFile:
 
 
 def export_document(model_id: str, entry: Entry, lineage: Lineage) -> dict[str, Any]:
-    """The JSON document in the header of an exported file. The entry's digest and size are not in it."""
+    """The JSON document in the header of an exported file.
+
+    It holds no clock of the exporter, so an epoch that is exported again is the same bytes again: a file that is
+    replaced while the manifest names it stays the file that the manifest names.
+    """
     return {
         "format": "streamtrain-export",
         "format_version": FORMAT_VERSION,

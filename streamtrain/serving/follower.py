@@ -131,32 +131,33 @@ class Follower:
 
     # Following
 
-    def poll(self) -> int:
+    def poll(self) -> bool:
         """Looks once, and applies everything new that is whole. Never raises for a damaged directory.
 
         What could not be applied stands in `status.last_error`; the version held stays in service, and the
         next call tries again.
 
         Returns:
-          How many versions became visible.
+          Whether a newer version became visible.
         """
         with self._polling:
-            before = self._status
+            before, told = self.version, self._status.last_error
             try:
                 self._work_off()
                 error = None
             except (StreamtrainError, OSError) as caught:
                 error = str(caught)
-            if error is not None and error != before.last_error:
+            if error is not None and error != told:
                 _LOG.warning("the export in %s cannot be followed to its end: %s", self._directory, error)
             self._status = replace(self._status, last_error=error)
-            applied = self._status.versions - before.versions
-        if applied:
+            moved = self.version is not before
+        if moved:
             with self._changed:
                 self._changed.notify_all()
-        return applied
+        return moved
 
     def _work_off(self) -> None:
+        """Takes the version held to the head of the manifest, as far as its files are sound."""
         path = self._directory / MANIFEST
         stat = path.stat()
         stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
@@ -170,20 +171,21 @@ class Follower:
                 "restart the follower if the new model is what it should serve"
             )
         self._model = model
+        served = self._served
         refused: dict[Entry, Exception] = {}
-        while (held := self._held()) != manifest.head:
-            entry = self._choose(manifest, held, refused)
-            try:
-                self._apply(model, read_export(self._directory, entry, model))
-            except (StreamtrainError, OSError) as error:
-                refused[entry] = error
-                self._status = replace(self._status, refused=self._status.refused + 1)
+        try:
+            while (held := _position(served)) != manifest.head:
+                entry = self._choose(manifest, held, refused)
+                try:
+                    served = self._advance(served, read_export(self._directory, entry, model), model)
+                except (StreamtrainError, OSError) as error:
+                    refused[entry] = error
+                    self._status = replace(self._status, refused=self._status.refused + 1)
+        finally:
+            if served is not None and served is not self._served:
+                self._replace(served)
         self._finished = stamp
         self._caught_up = True
-
-    def _held(self) -> Position | None:
-        version = self.version
-        return None if version is None else version.position
 
     def _choose(self, manifest: Manifest, held: Position | None, refused: Mapping[Entry, Exception]) -> Entry:
         try:
@@ -195,30 +197,40 @@ class Follower:
             raise list(refused.values())[-1]
         return entry
 
-    def _apply(self, model: ServedModel, exported: ExportedFile) -> None:
-        if exported.entry.previous:
-            assert self._served is not None
-            self._measure(self._served.apply(exported))
-            self._status = replace(self._status, deltas_applied=self._status.deltas_applied + 1)
+    def _advance(self, served: Served | None, exported: ExportedFile, model: ServedModel) -> Served:
+        """Applies a delta to what is served, or builds a base beside it."""
+        status = self._status
+        if not exported.entry.previous:
+            self._scorer = self._scorer or Scorer(model, self._piece_samples)
+            built = Served(model, self._scorer, exported, self._now_ms)
+            self._status = replace(status, bases_loaded=status.bases_loaded + 1)
+            return built
+        assert served is not None
+        version = served.apply(exported)
+        if served is self._served and self._caught_up:
+            self._measure(version)
+        self._status = replace(status, deltas_applied=status.deltas_applied + 1)
+        return served
+
+    def _replace(self, built: Served) -> None:
+        """Puts what grew from a base in service, brought up to date already: never an older version than the last."""
+        held, new = self.version, built.version
+        if new is None or (held is not None and new.epoch < held.epoch):
             return
-        fallen_back = self._served is not None
-        self._scorer = self._scorer or Scorer(model, self._piece_samples)
-        self._served = Served(model, self._scorer, exported, self._now_ms)
         # What a base holds may have been committed long ago, so it and what follows it says nothing about freshness.
         self._caught_up = False
-        self._status = replace(
-            self._status,
-            bases_loaded=self._status.bases_loaded + 1,
-            fallbacks=self._status.fallbacks + fallen_back,
-        )
-        _LOG.info("serving %s of model %s from a base", exported.entry.position, model.name)
+        if self._served is not None:
+            self._status = replace(self._status, fallbacks=self._status.fallbacks + 1)
+        built.show()
+        self._served = built
+        _LOG.info("%s: serving %s, from a base", self._directory, new.position)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
     def _measure(self, version: Version) -> None:
         lineage = version.lineage
-        if self._caught_up and lineage.samples and lineage.record_time_ms is not None:
+        if lineage.samples and lineage.record_time_ms is not None:
             self._freshness.add(
                 samples=lineage.samples,
                 record_time_min_ms=lineage.record_time_ms[0],
@@ -284,3 +296,8 @@ class Follower:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _position(served: Served | None) -> Position | None:
+    version = None if served is None else served.version
+    return None if version is None else version.position

@@ -44,7 +44,8 @@ class Entry:
       previous: of a delta, the `version` that it follows (its epoch is one less); of a base, "".
       digest: hex SHA-256 of the file, as the file states it too.
       size_bytes: of the file.
-      committed_at_ms: when the trainer committed the epoch.
+      committed_at_ms: when the trainer committed the epoch, by its wall clock.
+      exported_at_ms: when the exporter wrote the file, by its wall clock.
     """
 
     epoch: int
@@ -53,6 +54,7 @@ class Entry:
     digest: str
     size_bytes: int
     committed_at_ms: int
+    exported_at_ms: int
 
     @property
     def position(self) -> Position:
@@ -125,7 +127,12 @@ class Manifest:
 
         Raises:
           DeltaGap: see `after`.
+          ExportError: the export stands before what is held. It is being written anew, and will catch up.
         """
+        if held is not None and held.epoch > self.head.epoch:
+            raise ExportError(
+                f"the export stands at {self.head}, before {held}, which stays in service meanwhile"
+            )
         deltas = () if held is None else self.after(held)
         if held is not None and (not deltas or deltas[0] not in refused):
             return deltas[0] if deltas else None
@@ -205,4 +212,5 @@ def _from_json(entry: dict[str, Any]) -> Entry:
         str(entry["digest"]),
         int(entry["size_bytes"]),
         int(entry["committed_at_ms"]),
+        int(entry["exported_at_ms"]),
     )

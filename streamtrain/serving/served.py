@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,14 +46,22 @@ class Served:
         self._params = scorer.params(base.dense)
         for name, rows in base.tables.items():
             self._tables[name].load(_loadable(rows))
-        self._version: Version | None = Version(base.entry.position, base.lineage, now_ms())
+        self._version: Version | None = self._version_of(base)
         # A sample without a single field is a sample; scoring it compiles what a first request would wait for.
         self.score(scorer.decode([{}]))
+
+    def _version_of(self, file: ExportedFile) -> Version:
+        return Version(file.entry.position, file.lineage, file.entry.exported_at_ms, self._now_ms())
 
     @property
     def version(self) -> Version | None:
         """What is served; None when applying a delta failed half-way, which leaves nothing that can be served."""
         return self._version
+
+    def show(self) -> None:
+        """Notes that the version becomes visible now. Nobody may score yet."""
+        assert self._version is not None
+        self._version = replace(self._version, visible_at_ms=self._now_ms())
 
     def rows(self) -> dict[str, int]:
         """By table, how many rows it holds."""
@@ -72,7 +81,7 @@ class Served:
             for name, rows in tables.items():
                 self._tables[name].load(rows)
             self._params = params
-            self._version = Version(delta.entry.position, delta.lineage, self._now_ms())
+            self._version = self._version_of(delta)
             return self._version
 
     def score(self, batch: SampleBatch) -> tuple[NDArray[np.float32], Version]:

@@ -17,11 +17,13 @@ class Version:
     Attributes:
       position: epoch, and digest of its record in the log.
       lineage: what the model had learned from by then.
+      exported_at_ms: when the exporter wrote it, by its wall clock.
       visible_at_ms: when predictions began to use it: this process's wall clock, milliseconds since 1970.
     """
 
     position: Position
     lineage: Lineage
+    exported_at_ms: int
     visible_at_ms: int
 
     @property
@@ -34,8 +36,9 @@ class FollowerStatus:
     """Counters since the follower was made.
 
     Attributes:
-      deltas_applied, bases_loaded: files that became visible.
-      fallbacks: bases loaded although a version was held: no chain led on from it, or its next delta was damaged.
+      deltas_applied, bases_loaded: files applied.
+      fallbacks: times that what grew from a base replaced a version in service, because no chain led on from it or
+        its next delta was damaged.
       refused: times that a file was refused because it was damaged or gone.
       last_error: why the newest version is not served, in words for an operator; None when it is.
     """
@@ -45,8 +48,3 @@ class FollowerStatus:
     fallbacks: int = 0
     refused: int = 0
     last_error: str | None = None
-
-    @property
-    def versions(self) -> int:
-        """Versions that became visible."""
-        return self.deltas_applied + self.bases_loaded

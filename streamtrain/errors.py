@@ -38,7 +38,8 @@ class BadSample(StreamtrainError):
     """One record cannot become a sample. Count it, name it, go on.
 
     Attributes:
-      reason: a short fixed word for metrics: `json`, `type`, `non_finite`, `label`, `length`, `missing`, `too_large`.
+      reason: a short fixed word for metrics: `json`, `type`, `non_finite`, `label`, `length`, `missing`, `range`,
+        `too_large`.
       field: the field at fault, or None when the record as a whole is.
       partition, offset: where the record stands; None until the consumer's frame fills them in.
     """

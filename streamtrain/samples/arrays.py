@@ -68,11 +68,10 @@ def read_column(table: pa.Table, field: Field) -> Column:
     if not field.many:
         # Fitted first: a dictionary may hold a null among its values.
         array = _fit(array, field)
-        present = _flags(array.is_valid())
-        return _column(array if present.all() else array.drop_null(), present.astype(np.int64), present)
-    present = _flags(array.is_valid())
+        present = _present(array)
+        return _column(array.drop_null() if array.null_count else array, present.astype(np.int64), present)
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return _column(_fit(array.flatten(), field), lengths, present)
+    return _column(_fit(array.flatten(), field), lengths, _present(array))
 
 
 def hash_values(values: NDArray[np.int64] | pa.Array, namespace: str) -> NDArray[np.uint64]:
@@ -145,6 +144,10 @@ def _is_list(type_: pa.DataType) -> bool:
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _present(array: pa.Array) -> NDArray[np.bool_]:
+    return _flags(array.is_valid()) if array.null_count else np.ones(len(array), np.bool_)
 
 
 def _flags(array: pa.Array) -> NDArray[np.bool_]:

@@ -32,6 +32,8 @@ class Problems:
         self, rows: NDArray[np.int64], reason: str, field: str, detail: str | Callable[[int], str]
     ) -> None:
         """Rows `rows`, distinct, are bad; those already bad keep their first problem."""
+        if len(rows) == 0:
+            return
         for row in rows[~self.bad[rows]].tolist():
             self._rows.append(BadRow(row, reason, field, detail if isinstance(detail, str) else detail(row)))
         self.bad[rows] = True

@@ -8,7 +8,19 @@ from pydantic import Field
 
 from streamtrain.settings import Settings
 
-__all__ = ["Adagrad", "Adam", "AnyInit", "AnyOptimizer", "Constant", "Ftrl", "Normal", "RowwiseAdagrad", "Sgd", "TableSettings", "Uniform"]
+__all__ = [
+    "Adagrad",
+    "Adam",
+    "AnyInit",
+    "AnyOptimizer",
+    "Constant",
+    "Ftrl",
+    "Normal",
+    "RowwiseAdagrad",
+    "Sgd",
+    "TableSettings",
+    "Uniform",
+]
 
 Rate = Annotated[float, Field(gt=0, le=1000)]
 

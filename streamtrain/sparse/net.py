@@ -1,0 +1,219 @@
+"""SparseNet: the sparse half of a model, all of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.errors import ConfigError
+from streamtrain.layout import Layout
+from streamtrain.log.record import TableRows
+from streamtrain.samples.batch import SampleBatch
+from streamtrain.sparse.activations import ActivationBuffers, SparseActivations
+from streamtrain.sparse.memory import as_input
+from streamtrain.sparse.reader import SparseReader
+from streamtrain.sparse.rehearsal import ROWS, rehearse_table, sample_batch
+from streamtrain.sparse.settings import TableSettings
+from streamtrain.sparse.stacking import Stack, TableSlots
+from streamtrain.sparse.table import EmbeddingTable
+from streamtrain.sparse.unite import United, Uniter
+
+__all__ = ["SparseNet"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """What `backward` needs to know of `forward`: by table its stacked slots, distinct ids and rows."""
+
+    step: int
+    shape: tuple[int, int]
+    tables: tuple[tuple[Stack, United, NDArray[np.int32]], ...]
+
+
+class _Half:
+    """One table with the slots that it serves, and scratch memory."""
+
+    def __init__(self, slots: TableSlots, table: EmbeddingTable) -> None:
+        self.slots, self.table, self.uniter = slots, table, Uniter()
+        self._scratch = np.empty((0, table.dim), np.float32)
+
+    def scratch(self, count: int) -> NDArray[np.float32]:
+        """`[count, D]` uninitialised, valid until the next call: first for vectors, then for their gradients."""
+        if count > len(self._scratch):
+            self._scratch = np.empty((1 << (count - 1).bit_length(), self.table.dim), np.float32)
+        return self._scratch[:count]
+
+
+class SparseNet:
+    """The embedding tables of a model: rows in, gradients out. Used by the trainer thread alone.
+
+    A step is `forward`, then `backward` with the gradients of what forward returned, or `discard`. Everything else
+    happens between steps. The same calls give the same bits, in every process.
+
+    The order of occurrences, in which gradients are summed and rows first appear, is: slot after slot in the layout's
+    order, pooled slots before sequences; within a slot sample after sample.
+    """
+
+    def __init__(self, layout: Layout, tables: Mapping[str, TableSettings], seed: int) -> None:
+        """Args:
+          layout: the slots, and which table serves each.
+          tables: by name; those of the layout.
+          seed: the model's seed; rows start by hash of it, the table's name and the id.
+
+        Raises:
+          ConfigError: the system has no address space for a table's `rows_max`.
+        """
+        self._layout, self._settings, self._seed = layout, dict(tables), seed
+        self._halves = {
+            name: _Half(TableSlots(layout, name), _table(name, tables[name], seed)) for name in tables
+        }
+        self._reader = SparseReader(layout, self.tables)
+        self._buffers = ActivationBuffers(layout)
+        self._flight: _Flight | None = None
+
+    @property
+    def tables(self) -> dict[str, EmbeddingTable]:
+        """The tables by name."""
+        return {name: half.table for name, half in self._halves.items()}
+
+    def forward(self, batch: SampleBatch, step: int, padded: int) -> SparseActivations:
+        """Looks up the rows of a minibatch, inserting those that are not there, and pools them.
+
+        Args:
+          batch: B samples.
+          step: the step that learns from it.
+          padded: P >= B, rows of the result.
+
+        Returns:
+          The activations; their memory is used again by the next `forward`.
+
+        Raises:
+          TableFull: a table has no room. No step is begun; rows that were inserted are at their initial state.
+        """
+        self._between_steps()
+        out = self._buffers.take(padded)
+        out.pooled[batch.size :] = 0
+        flights = []
+        for half in self._halves.values():
+            stack = half.slots.stack(batch)
+            united = half.uniter.unite(stack.values)
+            rows = half.table.find_or_insert(united.ids)
+            vectors = half.scratch(len(rows))
+            half.table.gather(rows, vectors)
+            half.slots.pool(vectors, united.inverse, stack, out)
+            flights.append((stack, united, rows))
+        self._flight = _Flight(step, out.pooled.shape, tuple(flights))
+        return out
+
+    def backward(
+        self, grad_pooled: NDArray[np.float32], grad_sequences: Mapping[str, NDArray[np.float32]], step: int
+    ) -> None:
+        """Learns: sums gradients per distinct id and updates each row of the minibatch once.
+
+        Args:
+          grad_pooled: `[P, W]` float32, the gradient of the activations' `pooled`; padding rows are not read.
+          grad_sequences: by slot `[P, L, D]` float32, of the vectors; not read where the mask is 0.
+          step: that of `forward`.
+        """
+        flight, self._flight = self._flight, None
+        if flight is None or flight.step != step or grad_pooled.shape != flight.shape:
+            raise RuntimeError(
+                f"backward of step {step} with gradients {grad_pooled.shape} does not follow its forward, which was "
+                + ("not called" if flight is None else f"step {flight.step} with {flight.shape}")
+            )
+        gradients = as_input(grad_pooled, np.float32)
+        for half, (stack, united, rows) in zip(self._halves.values(), flight.tables, strict=True):
+            sums = half.scratch(len(rows))
+            sums.fill(0)
+            half.slots.accumulate(gradients, grad_sequences, united.inverse, stack, sums)
+            half.table.learn(rows, sums, united.occurrences, step)
+
+    def discard(self) -> None:
+        """Forgets the last `forward` without learning from it. Rows that it inserted stay, at their initial state."""
+        self._flight = None
+
+    def score(self, batch: SampleBatch, padded: int) -> SparseActivations:
+        """The activations of `batch` in memory of their own, inserting nothing; see `SparseReader.score`."""
+        return self._reader.score(batch, padded)
+
+    def cut(self) -> dict[str, TableRows]:
+        """By table, what changed since the last cut, as copies; see `EmbeddingTable.cut`."""
+        self._between_steps()
+        return {name: half.table.cut() for name, half in self._halves.items()}
+
+    def load(self, tables: Mapping[str, TableRows], *, dirty: bool = False) -> None:
+        """Inserts or overwrites rows and removes tombstones; see `EmbeddingTable.load`.
+
+        Raises:
+          ConfigError: a table is not in the settings, or its dim or optimizer is another.
+          TableFull: a table has no room.
+        """
+        self._between_steps()
+        if unknown := sorted(set(tables) - set(self._halves)):
+            raise ConfigError(
+                f"tables.{unknown[0]}: the record has rows of this table, the settings do not name it"
+            )
+        for name, values in tables.items():
+            self._halves[name].table.load(values, dirty=dirty)
+
+    def insert_missing(self, table: str, values: TableRows) -> int:
+        """Inserts the rows whose ids are not there, as pulled from the store; see `EmbeddingTable.insert_missing`."""
+        self._between_steps()
+        return self._halves[table].table.insert_missing(values)
+
+    def remove(self, table: str, ids: NDArray[np.uint64]) -> int:
+        """Removes rows; the next cut reports them as tombstones; see `EmbeddingTable.remove`."""
+        self._between_steps()
+        return self._halves[table].table.remove(ids)
+
+    def contains(self, table: str, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which ids (`[N]` bool) have a row."""
+        return self._halves[table].table.contains(ids)
+
+    def rows(self, table: str) -> int:
+        """How many rows a table holds."""
+        return len(self._halves[table].table)
+
+    def memory_bytes(self, table: str) -> int:
+        """Bytes of memory that a table's rows, index and marks take."""
+        return self._halves[table].table.memory_bytes
+
+    def export(self, table: str) -> TableRows:
+        """A copy of all rows of a table."""
+        return self._halves[table].table.export()
+
+    def warm_up(self) -> None:
+        """Compiles every kernel that a step, a cut or a load can need (or fetches it from the disk cache).
+
+        It works on a small net of the same layout and settings; this one does not change.
+        """
+        for half in self._halves.values():
+            rehearse_table(half.table)
+        small = {
+            name: settings.model_copy(update={"rows_max": ROWS}) for name, settings in self._settings.items()
+        }
+        net = SparseNet(self._layout, small, self._seed)
+        batch = sample_batch(self._layout)
+        out = net.forward(batch, 0, 2)
+        net.backward(out.pooled, {name: vectors for name, (vectors, _) in out.sequences.items()}, 0)
+        net.score(batch, 2)
+
+    def _between_steps(self) -> None:
+        if self._flight is not None:
+            raise RuntimeError(
+                f"step {self._flight.step} is between forward and backward; call backward or discard"
+            )
+
+
+def _table(name: str, settings: TableSettings, seed: int) -> EmbeddingTable:
+    return EmbeddingTable(
+        name,
+        settings.dim,
+        init=settings.init,
+        seed=seed,
+        rows_max=settings.rows_max,
+        optimizer=settings.optimizer,
+    )

@@ -1,0 +1,235 @@
+"""One embedding table: index, arena, row optimizer and the changes since the last epoch cut."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.errors import ConfigError, TableFull
+from streamtrain.log.record import TableRows
+from streamtrain.sparse.arena import Arena, gather_weights, zero_tails
+from streamtrain.sparse.dirty import DirtyRows
+from streamtrain.sparse.index import IdSet, Index
+from streamtrain.sparse.init import Initializer
+from streamtrain.sparse.memory import as_input
+from streamtrain.sparse.optimizers import row_optimizer
+from streamtrain.sparse.settings import AnyInit, AnyOptimizer
+
+__all__ = ["EmbeddingTable"]
+
+ROWS_LIMIT = 2**31 - 1
+MARK_BYTES = 4
+
+
+class EmbeddingTable:
+    """The rows of one or more slots. What it holds depends on what was done to it, never on row numbers or growth.
+
+    With an optimizer it learns; without, it holds weights only (K = 0), for serving. One thread may write; `lookup` and
+    `contains` may run in any number of threads while none writes.
+
+    Attributes:
+      name: the table's name, part of what rows start from.
+      dim: D, weights a row.
+      slots: K, floats of optimizer state a row.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dim: int,
+        *,
+        init: AnyInit,
+        seed: int,
+        rows_max: int,
+        optimizer: AnyOptimizer | None = None,
+    ) -> None:
+        """Args:
+          init: how a row starts.
+          seed: the model's seed.
+          rows_max: bound on rows; address space, not memory, is reserved for it.
+          optimizer: how rows learn; None holds weights only.
+
+        Raises:
+          ConfigError: the system has no address space for `rows_max` rows.
+        """
+        label = f"table {name!r}"
+        self.name, self.dim = name, dim
+        self._init, self._seed, self._learning = init, seed, optimizer
+        self._optimizer = None if optimizer is None else row_optimizer(optimizer, dim)
+        self.slots = 0 if self._optimizer is None else self._optimizer.slots
+        self._initializer = Initializer(init, seed, name)
+        self._index = Index(label, rows_max)
+        self._arena = Arena(label, dim, self.slots, rows_max)
+        self._dirty = DirtyRows(label, rows_max)
+        self._removed = IdSet(f"{label}, rows removed in this epoch,", min(2 * rows_max, ROWS_LIMIT))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def empty_twin(self, rows_max: int) -> EmbeddingTable:
+        """A table of the same settings but for `rows_max`, without rows."""
+        return EmbeddingTable(
+            self.name, self.dim, init=self._init, seed=self._seed, rows_max=rows_max, optimizer=self._learning
+        )
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory in use, near enough: what was ever touched of the reserved, and the index."""
+        rows = self._index.rows_high * (self._arena.row_bytes + MARK_BYTES)
+        return rows + self._index.memory_bytes + self._dirty.memory_bytes + self._removed.memory_bytes
+
+    def contains(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which ids (`[N]` bool) have a row."""
+        return self._index.find(ids) >= 0
+
+    def lookup(self, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
+        """The vectors (`[N, D]` float32) of ids (`[N]` uint64), a copy; inserts nothing.
+
+        An id that has no row gets its initial vector, which is what the trainer would start it with.
+        """
+        ids = as_input(ids, np.uint64)
+        rows = self._index.find(ids)
+        vectors = np.empty((len(ids), self.dim), np.float32)
+        self.gather(rows, vectors)
+        places = np.arange(len(ids), dtype=np.int32)
+        self._initializer.fill(vectors, self.dim, ids, places, rows < 0)
+        return vectors
+
+    def gather(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
+        """Overwrites `vectors` (`[N, D]` float32) with the weights of rows (`[N]` int32); those below 0 get any values."""
+        gather_weights(self._arena.words, rows, vectors)
+
+    def find_or_insert(self, ids: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """The rows (`[N]` int32) of ids (`[N]` uint64); those that are not there get one, at its initial state.
+
+        A row is not dirty by being inserted: until it learns, it is what it would start as again.
+
+        Raises:
+          TableFull: the table has no room. It stays consistent; some of the ids are in it.
+        """
+        ids = as_input(ids, np.uint64)
+        rows, fresh = np.empty(len(ids), np.int32), np.empty(len(ids), np.bool_)
+        try:
+            inserted = self._index.find_or_insert(ids, rows, fresh)
+        except TableFull:
+            self._start(ids, rows, fresh)
+            raise
+        if inserted:
+            self._start(ids, rows, fresh)
+        return rows
+
+    def _start(self, ids: NDArray[np.uint64], rows: NDArray[np.int32], fresh: NDArray[np.bool_]) -> None:
+        self._initializer.fill(self._arena.words, self.dim, ids, rows, fresh)
+        if self._optimizer is not None:
+            self._optimizer.start(self._arena.words, self.dim, rows, fresh)
+        zero_tails(self._arena.bits, rows, fresh)
+
+    def learn(
+        self,
+        rows: NDArray[np.int32],
+        gradients: NDArray[np.float32],
+        occurrences: NDArray[np.uint32],
+        step: int,
+    ) -> None:
+        """Takes one step of the row optimizer.
+
+        Args:
+          rows: `[U]` int32, distinct, from `find_or_insert`.
+          gradients: `[U, D]` float32, summed over each row's occurrences.
+          occurrences: `[U]` uint32; added to the rows' counts, which saturate.
+          step: becomes their last step, modulo 2^32.
+        """
+        assert self._optimizer is not None, f"table {self.name!r} holds weights only"
+        last_step = np.uint32(step & 0xFFFFFFFF)
+        self._optimizer.update(self._arena.words, self._arena.bits, rows, gradients, occurrences, last_step)
+        self._dirty.mark(rows)
+
+    def cut(self) -> TableRows:
+        """What changed since the last cut, as copies: learned rows in the order of their first change, and tombstones.
+
+        A row that was removed and has learned again since is a row, not a tombstone.
+        """
+        rows = self._dirty.take()
+        ids = self._index.row_ids[rows]
+        values = self._arena.gather(ids, rows)
+        if not len(self._removed):
+            return values
+        removed = self._removed.ids()
+        self._removed.clear()
+        tombstones = removed[~np.isin(removed, ids)]
+        return TableRows(ids, values.weights, values.slots, values.counts, values.last_steps, tombstones)
+
+    def export(self) -> TableRows:
+        """A copy of every row, in the order of row numbers. No tombstones."""
+        rows = self._index.live_rows()
+        return self._arena.gather(self._index.row_ids[rows], rows)
+
+    def load(self, values: TableRows, *, dirty: bool = False) -> None:
+        """Inserts or overwrites rows, then removes the tombstones.
+
+        Args:
+          values: absolute rows.
+          dirty: whether the next cut reports them, as if they had been learned here.
+
+        Raises:
+          TableFull: no room. What was loaded so far stays.
+          ConfigError: the rows have another dim or other optimizer slots than this table.
+        """
+        self._check(values)
+        rows = np.empty(len(values.ids), np.int32)
+        fresh = np.empty(len(values.ids), np.bool_)
+        self._index.find_or_insert(values.ids, rows, fresh)
+        self._arena.scatter(rows, values, np.ones(len(rows), np.bool_))
+        if dirty:
+            self._dirty.mark(rows)
+            self.remove(values.tombstones)
+        else:
+            self._removed.remove(values.ids)
+            self._dirty.unmark(self._index.erase(values.tombstones))
+
+    def insert_missing(self, values: TableRows) -> int:
+        """Inserts the rows whose ids are not there; those that are, and those removed since the last cut, stay so.
+
+        Returns:
+          How many were inserted. They are not dirty. Tombstones are passed over.
+
+        Raises: as `load`.
+        """
+        self._check(values)
+        if len(self._removed):
+            values = _select(values, ~self._removed.contains(values.ids))
+        rows = np.empty(len(values.ids), np.int32)
+        fresh = np.empty(len(values.ids), np.bool_)
+        inserted = self._index.find_or_insert(values.ids, rows, fresh)
+        self._arena.scatter(rows, values, fresh)
+        return inserted
+
+    def remove(self, ids: NDArray[np.uint64]) -> int:
+        """Removes rows; returns how many there were. The next cut reports them as tombstones.
+
+        Raises:
+          TableFull: more ids were removed since the last cut than twice `rows_max`; nothing was removed now.
+        """
+        ids = as_input(ids, np.uint64)
+        self._removed.add_missing(ids[self.contains(ids)])
+        rows = self._index.erase(ids)
+        self._dirty.unmark(rows)
+        return int(np.count_nonzero(rows >= 0))
+
+    def _check(self, values: TableRows) -> None:
+        found = (values.weights.shape[1], values.slots.shape[1])
+        if found != (self.dim, self.slots):
+            raise ConfigError(
+                f"tables.{self.name}: the rows have {found[0]} weights and {found[1]} optimizer floats, the settings "
+                f"say {self.dim} and {self.slots}; dim and optimizer of a model that has learned cannot change"
+            )
+
+
+def _select(values: TableRows, wanted: NDArray[np.bool_]) -> TableRows:
+    return TableRows(
+        values.ids[wanted],
+        values.weights[wanted],
+        values.slots[wanted],
+        values.counts[wanted],
+        values.last_steps[wanted],
+    )

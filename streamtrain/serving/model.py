@@ -102,11 +102,11 @@ class ServedModel(Settings):
             ) from error
 
     def to_bytes(self) -> bytes:
-        """The file's content; the same for the same model."""
-        return (
-            orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-            + b"\n"
-        )
+        """The file's content; the same for the same model.
+
+        Keys stand in the job's order, never sorted: the order of slots is the order of columns.
+        """
+        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
     @property
     def layout(self) -> Layout:

@@ -119,6 +119,16 @@ class Problem:
     shares: dict[str, str] = field(default_factory=dict)
 
 
+def taste(seed: int, samples: int = 8192, users: int = 30, items: int = 30) -> Problem:
+    """Clicks that depend on the pair of user and item alone: neither says anything by itself."""
+    random = np.random.default_rng(seed)
+    user, item = random.integers(0, users, samples), random.integers(0, items, samples)
+    user_side, item_side = np.resize([-1, 1], users), np.resize([-1, 1], items)
+    probability = np.where(user_side[user] * item_side[item] > 0, 0.9, 0.1)
+    labels = (random.random(samples) < probability).astype(np.float32)[:, None]
+    return Problem({"user": user, "item": item}, labels, max(users, items))
+
+
 def prequential_logits(net: DenseNet, layout: Layout, problem: Problem, *, size: int = 64) -> np.ndarray:
     """Scores each minibatch of `size`, then learns from it, rows included. Returns `[N, L]` logits."""
     columns = (*layout.pooled, *layout.sequences)

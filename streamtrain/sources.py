@@ -75,10 +75,14 @@ class Source(Protocol):
         topic's id); "" where there is no such thing.
     """
 
-    Settings: type[SourceSettings]
-    sequential: bool
-
     def __init__(self, settings: Any, *, until_end: bool = False) -> None: ...
+
+    # Properties, so that a class attribute of a narrower type fits too.
+    @property
+    def Settings(self) -> type[SourceSettings]: ...
+
+    @property
+    def sequential(self) -> bool: ...
 
     @property
     def identity(self) -> str: ...

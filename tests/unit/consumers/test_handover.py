@@ -1,0 +1,95 @@
+"""The buffer between a source's thread and the daemon's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from consumers.handover import Handover
+from streamtrain.errors import OffsetOutOfRange, SourceUnavailable
+from streamtrain.sources import Chunk
+
+
+def chunk(first: int, records: int, size: int = 1) -> Chunk:
+    offsets = np.arange(first, first + records)
+    return Chunk("p", first, first + max(1, records), offsets, offsets, [b"x" * size] * records)
+
+
+async def test_chunks_come_in_order_from_another_thread() -> None:
+    room = threading.Event()
+    handover = Handover(10, 1000, room.set)
+
+    def produce() -> None:
+        for first in range(0, 300, 3):
+            while not handover.has_room():
+                room.clear()
+                if not handover.has_room():
+                    room.wait(5)
+            handover.put(chunk(first, 3))
+            assert handover.records < 10 + 3
+        handover.end()
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    firsts = []
+    while (got := await handover.get()) is not None:
+        firsts.append(got.first)
+    thread.join()
+    assert firsts == list(range(0, 300, 3))
+
+
+@pytest.mark.parametrize(("records_max", "bytes_max"), [(3, 1000), (100, 30)])
+async def test_room_ends_at_either_bound_and_comes_back(records_max: int, bytes_max: int) -> None:
+    told: list[None] = []
+    handover = Handover(records_max, bytes_max, lambda: told.append(None))
+    for first in range(3):
+        assert handover.has_room()
+        handover.put(chunk(first, 1, size=10))
+    assert not handover.has_room()
+    await handover.get()
+    assert (handover.has_room(), len(told)) == (True, 1)
+    await handover.get()
+    assert len(told) == 1
+
+
+async def test_chunks_without_records_count_against_the_bound() -> None:
+    handover = Handover(2, 1000, lambda: None)
+    handover.put(chunk(0, 0))
+    handover.put(chunk(1, 0))
+    assert not handover.has_room()
+
+
+async def test_a_final_error_comes_after_the_chunks_and_stays() -> None:
+    handover = Handover(10, 1000, lambda: None)
+    handover.put(chunk(0, 1))
+    handover.fail(OffsetOutOfRange("gone"), final=True)
+    assert await handover.get() is not None
+    for _ in range(2):
+        with pytest.raises(OffsetOutOfRange):
+            await handover.get()
+
+
+async def test_a_passing_error_comes_once_and_not_after_what_ended_it() -> None:
+    handover = Handover(10, 1000, lambda: None)
+    handover.fail(SourceUnavailable("away"), final=False)
+    with pytest.raises(SourceUnavailable):
+        await handover.get()
+    handover.fail(SourceUnavailable("away"), final=False)
+    handover.put(chunk(0, 1))
+    assert (await handover.get()) is not None
+    handover.end()
+    assert await handover.get() is None
+
+
+async def test_a_cancelled_get_leaves_the_next_chunk_in_place() -> None:
+    handover = Handover(10, 1000, lambda: None)
+    waiting = asyncio.ensure_future(handover.get())
+    await asyncio.sleep(0)
+    handover.put(chunk(0, 1))
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    got = await handover.get()
+    assert got is not None and got.first == 0

@@ -29,7 +29,7 @@ __all__ = [
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
 
-ROWS_MAX, BYTES_MAX = 4096, 1 << 20
+ROWS_MAX, BYTES_MAX = 2048, 1 << 20
 """Bounds on one call, so that a script holds the single-threaded server for a few milliseconds at most."""
 
 ID_BYTES = 8

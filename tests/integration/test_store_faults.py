@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +24,7 @@ from streamtrain.store import Store, StoreDescription, StoreSettings, open_store
 from streamtrain.store.applier import StoreApplier
 from tests.faulty_proxy import FaultyProxy
 from tests.reference_store import DIMS, DictRows, ListLog, as_dict, random_record, record_of, rows_of
-from tests.servers import RedisCluster, RedisServer
+from tests.servers import RedisCluster, RedisServer, free_port, missing_programs
 
 pytestmark = pytest.mark.redis
 
@@ -270,13 +272,48 @@ async def test_the_password_comes_from_a_file_or_the_environment(
     assert "s3cret" not in str(caught.value)
 
 
-async def test_a_user_without_the_rights_is_refused_by_name(start_redis: StartRedis, tmp_path: Path) -> None:
-    server = start_redis("--user", "reader", "on", ">s3cret", "~streamtrain:*", "+info", "+evalsha", "+eval")
+async def test_a_user_with_the_documented_rights_is_enough_and_with_fewer_is_refused(
+    start_redis: StartRedis, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
+    (rule,) = re.findall(r"ACL SETUSER trainer on >PASSWORD (.*)", text)
+    server = start_redis("--user", "trainer", "on", ">s3cret", *rule.split())
     (tmp_path / "password").write_text("s3cret\n")
+    url, password_file = f"redis://trainer@127.0.0.1:{server.port}/1", str(tmp_path / "password")
+    log, oracle = log_of(2)
+    async with store_at(url, password_file=password_file) as store:
+        await StoreApplier(log, store).catch_up(2)
+        assert await held_by(store, log, 2) == oracle.rows
+    server.cli("ACL", "SETUSER", "trainer", "-hset")
     with pytest.raises(StoreRefused, match=r"(forbids|refused).*docs/store\.md"):
-        async with store_at(
-            f"redis://reader@127.0.0.1:{server.port}", password_file=str(tmp_path / "password")
-        ):
+        async with store_at(url, model_id="another-model", password_file=password_file):
+            pass
+
+
+async def test_tls_is_spoken_and_the_server_is_checked(start_redis: StartRedis, tmp_path: Path) -> None:
+    if missing_programs("openssl"):
+        pytest.skip("openssl makes the certificate")
+    key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", free_port()
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    command += ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=test"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=60)
+    tls = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    start_redis(*tls, "--tls-auth-clients", "no")
+    async with store_at(f"rediss://127.0.0.1:{port}", tls_ca_file=str(certificate)) as store:
+        await store.load_base(random_record(0))
+        assert await store.applied_epoch() == 0
+    with pytest.raises(StoreUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+        async with store_at(f"rediss://127.0.0.1:{port}", retries=0):
             pass
 
 

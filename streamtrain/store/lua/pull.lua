@@ -4,7 +4,8 @@
 --   ARGV[4]  packed ids, 8 bytes each
 -- Answers {'ok', epoch, one byte an id ('1' found, '0' not), the values found one after the other}.
 
-local FIELDS_MAX = 4096
+-- As in apply.lua.
+local FIELDS_MAX = 256
 
 local problem = stranger()
 if problem then return problem end

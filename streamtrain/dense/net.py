@@ -171,7 +171,9 @@ class DenseNet:
             params = self._predictor.model.init(key)
             return {"params": params, "optimizer": self._optimizer.init(params)}
 
-        return placed(self._shapes, named_arrays(jax.jit(initial)(jax.random.key(seed))))
+        # It runs once: optimising it would take longer than it runs.
+        once = jax.jit(initial, compiler_options={"xla_backend_optimization_level": 0})
+        return placed(self._shapes, named_arrays(once(jax.random.key(seed))))
 
     def _step(
         self,

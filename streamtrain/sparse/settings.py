@@ -127,7 +127,7 @@ class TableSettings(Settings):
     """One embedding table."""
 
     dim: int = Field(ge=1, le=4096)
-    """Floats a row. `deepfm` uses the first as the linear weight; `linear` needs 1."""
+    """Floats a row. `linear` needs one a label; `deepfm` reads the first, one a label, as linear weights."""
     optimizer: AnyOptimizer = Adagrad()
     """The row optimizer."""
     init: AnyInit = Normal()

@@ -1,0 +1,302 @@
+"""What the delta exporter writes, keeps, resumes from and refuses."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from exporters.delta_directory import ExportFiles
+from exporters.deltas import DeltaExporter, DeltaSettings
+from streamtrain import plugins
+from streamtrain.errors import DeltaGap, ExportError
+from streamtrain.exports import ExportRunner
+from streamtrain.log.fold import fold
+from streamtrain.log.model import ModelDescription
+from streamtrain.serving.files import read_export
+from streamtrain.serving.manifest import Manifest
+from tests.exporting import JOB, History, make_exporter
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    made = History(tmp_path / "log")
+    made.append()
+    return made
+
+
+def learn(history: History, *weights: float) -> None:
+    for weight in weights:
+        epoch = len(history.oracle)
+        history.append({"users": {epoch: weight}, "items": {0: weight}}, bias=weight)
+
+
+def settle(exporter: DeltaExporter) -> None:
+    if exporter._folding is not None:
+        exporter._folding.exception(timeout=20)
+
+
+def manifest(exporter: DeltaExporter) -> Manifest:
+    return Manifest.read(exporter._directory.path / "manifest.json")
+
+
+def contents(exporter: DeltaExporter, name: str) -> dict[str, dict[int, float]]:
+    """By table, what a base or delta file holds."""
+    entry = next(e for e in (*manifest(exporter).bases, *manifest(exporter).deltas) if e.name == name)
+    file = read_export(exporter._directory.path, entry, exporter._model)
+    return {
+        table: dict(zip(rows.ids.tolist(), rows.weights[:, 0].tolist(), strict=True))
+        for table, rows in file.tables.items()
+    }
+
+
+def test_the_plugin_is_found_by_its_name():
+    assert plugins.load("exporters", "deltas") is DeltaExporter
+
+
+def test_a_delta_is_a_safetensors_file_with_weights_only_and_its_own_digest(history, tmp_path):
+    history.append({"users": {5: 2.5, 6: None}}, bias=3.0)
+    exporter = make_exporter(history.log, tmp_path / "x")
+    ExportRunner(history.log, exporter).catch_up()
+    exporter.close()
+    path = tmp_path / "x/deltas/00000000000000000001.safetensors"
+    with safe_open(path, "np") as file:
+        metadata, names = file.metadata(), set(file.keys())
+        assert file.get_tensor("tables/users/ids").tolist() == [5]
+        assert file.get_tensor("tables/users/weights").tolist() == [[2.5]]
+        assert file.get_tensor("tables/users/tombstones").tolist() == [6]
+        assert file.get_tensor("tables/items/weights").shape == (0, 1)
+    parts = {name.split("/")[-1] for name in names if name.startswith("tables/")}
+    assert parts == {"ids", "weights", "tombstones"}
+    dense = {name for name in names if not name.startswith("tables/")}
+    assert dense
+    assert all(name.startswith("dense/params/") for name in dense)
+    document = json.loads(metadata["streamtrain"])
+    assert (document["kind"], document["epoch"], document["model_id"]) == (
+        "delta",
+        1,
+        history.log.model.model_id,
+    )
+    assert (document["version"], document["previous"]) == (history.log.digest(1), history.log.digest(0))
+    zeroed = path.read_bytes().replace(metadata["digest"].encode(), b"0" * 64, 1)
+    assert hashlib.sha256(zeroed).hexdigest() == metadata["digest"]
+    entry = json.loads((tmp_path / "x/manifest.json").read_bytes())["deltas"][0]
+    assert (entry["digest"], entry["size_bytes"]) == (metadata["digest"], path.stat().st_size)
+
+
+def test_an_epoch_without_changes_is_a_delta_too(history, tmp_path):
+    history.append(samples=0, event_time_ms=None, record_time_ms=None)
+    exporter = make_exporter(history.log, tmp_path / "x")
+    assert ExportRunner(history.log, exporter).catch_up() == 1
+    assert contents(exporter, manifest(exporter).deltas[0].name) == {"users": {}, "items": {}}
+    exporter.close()
+
+
+def test_the_same_epoch_exported_twice_is_the_same_bytes(history, tmp_path):
+    learn(history, 1.0)
+    files = []
+    for name, now in (("a", 1.0), ("b", 2.0)):
+        settings = DeltaSettings(path=str(tmp_path / name))
+        exporter = DeltaExporter(settings, history.log.model, clock=lambda now=now: now)
+        ExportRunner(history.log, exporter).catch_up()
+        files.append([(tmp_path / name / file).read_bytes() for file in manifest(exporter).names])
+        exporter.close()
+    assert files[0] == files[1]
+
+
+def test_bases_are_folded_aside_and_old_files_go(history, tmp_path):
+    exporter = make_exporter(history.log, tmp_path / "x", base_every_epochs=3, keep_bases=2)
+    runner = ExportRunner(history.log, exporter)
+    for weight in range(1, 12):
+        learn(history, float(weight))
+        runner.catch_up()
+        settle(exporter)
+        there = {f"{f.parent.name}/{f.name}" for f in (tmp_path / "x").glob("*/*.safetensors")}
+        assert set(manifest(exporter).names) <= there, "whatever is named is there"
+    now = manifest(exporter)
+    assert [base.epoch for base in now.bases] == [6, 9]
+    assert [delta.epoch for delta in now.deltas] == [7, 8, 9, 10, 11]
+    # Ids ascend, the last weight wins, tombstones are gone: what a slow dictionary says.
+    for base in now.bases:
+        assert contents(exporter, base.name) == history.oracle[base.epoch]
+        file = read_export(tmp_path / "x", base, exporter._model)
+        assert all(np.all(rows.ids[:-1] < rows.ids[1:]) for rows in file.tables.values())
+        assert (file.lineage.samples, file.lineage.event_time_ms) == (10 * base.epoch, (1, base.epoch + 1))
+    exporter.close()
+
+
+def test_a_restart_goes_on_where_the_manifest_ends_and_removes_orphans(history, tmp_path):
+    learn(history, 1.0)
+    exporter = make_exporter(history.log, tmp_path / "x")
+    ExportRunner(history.log, exporter).catch_up()
+    exporter.close()
+    exporter.close()
+    for orphan in ("deltas/00000000000000000002.safetensors", "bases/00000000000000000001.safetensors"):
+        (tmp_path / "x" / orphan).write_bytes(b"half")
+    learn(history, 2.0)
+    again = make_exporter(history.log, tmp_path / "x")
+    assert not list((tmp_path / "x").glob("*/00000000000000000002.safetensors"))
+    assert again.position() == (1, history.log.digest(1))
+    runner = ExportRunner(history.log, again)
+    assert runner.catch_up() == 2
+    assert (runner.status.exported, runner.status.rebases, runner.status.last_error) == (1, 0, None)
+    again.close()
+
+
+def test_a_record_that_does_not_follow_is_refused(history, tmp_path):
+    learn(history, 1.0, 2.0, 3.0)
+    exporter = make_exporter(history.log, tmp_path / "x")
+    with pytest.raises(DeltaGap, match="follows nothing"):
+        exporter.export(history.log.read(1), history.log.digest(1))
+    runner = ExportRunner(history.log, exporter)
+    rounds = iter([False, False, True])
+    assert runner.catch_up(lambda: next(rounds)) == 1
+    with pytest.raises(DeltaGap, match="does not follow epoch 1"):
+        exporter.export(history.log.read(3), history.log.digest(3))
+    assert exporter.position().epoch == 1
+    exporter.close()
+
+
+def test_epochs_that_the_log_no_longer_has_are_passed_by_with_its_base(history, tmp_path):
+    learn(history, 1.0)
+    exporter = make_exporter(history.log, tmp_path / "x")
+    runner = ExportRunner(history.log, exporter)
+    runner.catch_up()
+    learn(history, 2.0, 3.0, 4.0)
+    fold(history.log.path, 3)
+    for epoch in (0, 1, 2):
+        history.log.epoch_path(epoch).unlink()
+    assert runner.catch_up() == 4
+    now = manifest(exporter)
+    assert ([base.epoch for base in now.bases], [delta.epoch for delta in now.deltas]) == ([3], [4])
+    assert contents(exporter, now.bases[0].name) == history.oracle[3]
+    assert runner.status.rebases == 2
+    exporter.close()
+
+
+def test_damage_in_its_own_files_is_healed_from_the_log(history, tmp_path):
+    exporter = make_exporter(history.log, tmp_path / "x", base_every_epochs=2)
+    runner = ExportRunner(history.log, exporter)
+    learn(history, 1.0)
+    runner.catch_up()
+    (tmp_path / "x" / manifest(exporter).deltas[0].name).write_bytes(b"spoilt")
+    learn(history, 2.0)
+    runner.catch_up()
+    settle(exporter)
+    learn(history, 3.0)
+    runner.catch_up()
+    learn(history, 4.0)
+    runner.catch_up()
+    settle(exporter)
+    for entry in (*manifest(exporter).bases, *manifest(exporter).deltas):
+        read_export(tmp_path / "x", entry, exporter._model)
+    assert runner.status.rebases == 2
+    exporter.close()
+
+
+@pytest.mark.parametrize("harm", ["manifest", "missing", "short"])
+def test_a_damaged_directory_is_written_anew(history, tmp_path, harm):
+    learn(history, 1.0, 2.0)
+    exporter = make_exporter(history.log, tmp_path / "x")
+    ExportRunner(history.log, exporter).catch_up()
+    delta = tmp_path / "x" / manifest(exporter).deltas[0].name
+    exporter.close()
+    match harm:
+        case "manifest":
+            (tmp_path / "x/manifest.json").write_bytes(b"{")
+        case "missing":
+            delta.unlink()
+        case "short":
+            delta.write_bytes(delta.read_bytes()[:-1])
+    again = make_exporter(history.log, tmp_path / "x")
+    assert again.position() is None
+    assert ExportRunner(history.log, again).catch_up() == 2
+    for entry in (*manifest(again).bases, *manifest(again).deltas):
+        read_export(tmp_path / "x", entry, again._model)
+    again.close()
+
+
+def test_a_directory_belongs_to_one_model_and_one_process(history, tmp_path):
+    exporter = make_exporter(history.log, tmp_path / "x")
+    with pytest.raises(ExportError, match="another process exports into"):
+        make_exporter(history.log, tmp_path / "x")
+    exporter.close()
+    other = History(tmp_path / "other", {**JOB, "name": "other"})
+    with pytest.raises(ExportError, match=r"holds the export of model 'small'.*set another path"):
+        make_exporter(other.log, tmp_path / "x")
+    make_exporter(history.log, tmp_path / "x").close()
+
+
+def test_a_job_that_cannot_be_served_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ExportError, match="cannot be exported"):
+        DeltaExporter(DeltaSettings(path=str(tmp_path / "x")), ModelDescription("m", "1", 0, {"seed": 1}))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_closed_exporter_exports_nothing(history, tmp_path):
+    learn(history, 1.0)
+    exporter = make_exporter(history.log, tmp_path / "x")
+    exporter.close()
+    with pytest.raises(ExportError, match="closed"):
+        exporter.rebase(history.log.read(0))
+
+
+class FullDisk(ExportFiles):
+    """A disk without room while `full`."""
+
+    full = False
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(descriptor, data)
+
+
+def test_a_full_disk_holds_the_export_up_and_harms_nothing(history, tmp_path):
+    files = FullDisk()
+    exporter = DeltaExporter(DeltaSettings(path=str(tmp_path / "x")), history.log.model, files)
+    runner = ExportRunner(history.log, exporter)
+    runner.catch_up()
+    before = manifest(exporter)
+    learn(history, 1.0)
+    files.full = True
+    for _ in range(2):
+        with pytest.raises(ExportError, match=r"No space left on device; training goes on"):
+            runner.catch_up()
+    assert "No space left" in runner.status.last_error
+    assert (manifest(exporter), list((tmp_path / "x/tmp").iterdir())) == (before, [])
+    files.full = False
+    assert runner.catch_up() == 1
+    assert runner.status.last_error is None
+    exporter.close()
+
+
+def test_a_fold_that_fails_holds_no_delta_up(history, tmp_path, caplog):
+    files = FullDisk()
+    settings = DeltaSettings(path=str(tmp_path / "x"), base_every_epochs=2)
+    exporter = DeltaExporter(settings, history.log.model, files)
+    runner = ExportRunner(history.log, exporter)
+    learn(history, 1.0, 2.0)
+    rounds = iter([False, False, True])
+    runner.catch_up(lambda: next(rounds))
+    real = exporter._folder.submit
+    exporter._folder.submit = lambda *args: (setattr(files, "full", True), real(*args))[1]
+    runner.catch_up()
+    settle(exporter)
+    files.full = False
+    exporter._folder.submit = real
+    learn(history, 3.0)
+    assert runner.catch_up() == 3
+    assert "tried again at epoch 5" in caplog.text
+    learn(history, 4.0, 5.0)
+    runner.catch_up()
+    settle(exporter)
+    learn(history, 6.0)
+    runner.catch_up()
+    assert [base.epoch for base in manifest(exporter).bases] == [0, 5]
+    exporter.close()

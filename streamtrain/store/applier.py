@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from streamtrain.errors import EpochMissing, StoreBehind, StoreRefused, StoreUnavailable
+from streamtrain.errors import EpochMissing, StoreBehind, StoreRefused, StoreUnavailable, StreamtrainError
 from streamtrain.log.record import EpochRecord
 from streamtrain.store.store import Store
 
@@ -64,6 +64,7 @@ class StoreApplier:
     def __init__(self, log: CommittedEpochs, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._log, self._store, self._clock = log, store, clock
         self.status = StoreStatus(since=clock())
+        self._turn = asyncio.Lock()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follows the log's head until `stop` is set; a store that does not answer is tried again with growing pauses.
@@ -99,17 +100,29 @@ class StoreApplier:
           StoreRefused: the store is misconfigured, or is ahead of the log.
           CorruptRecord, EpochMissing: the log cannot repair the store.
         """
+        # What the store had when last seen; a shard that lost it since answers StoreBehind.
+        async with self._turn:
+            return await self._reporting(to_epoch, self.status.applied_epoch)
+
+    async def repair(self, to_epoch: int) -> int:
+        """As `catch_up`, but asks every shard what it holds, though nothing new may be there to apply.
+
+        For one who met StoreBehind in `Store.pull`: a store that lost rows while no epoch follows is noticed by readers
+        alone.
+        """
+        async with self._turn:
+            return await self._reporting(to_epoch, None)
+
+    async def _reporting(self, to_epoch: int, applied: int | None) -> int:
         try:
-            applied = await self._catch_up(to_epoch)
-        except (StoreUnavailable, StoreRefused) as error:
+            applied = await self._catch_up(to_epoch, applied)
+        except StreamtrainError as error:
             self._failed(error)
             raise
         self._succeeded(applied)
         return applied
 
-    async def _catch_up(self, to_epoch: int) -> int:
-        # What the store had when last seen; a shard that lost it since answers StoreBehind.
-        applied = self.status.applied_epoch
+    async def _catch_up(self, to_epoch: int, applied: int | None) -> int:
         for _ in range(_ROUNDS_MAX):
             if applied is None:
                 applied = await self._ask_or_repair()

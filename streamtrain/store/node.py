@@ -15,7 +15,7 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError
+from redis.exceptions import AskError, MovedError, NoScriptError, RedisError, ResponseError
 
 from streamtrain.store.address import Address
 from streamtrain.store.failures import failure
@@ -106,7 +106,7 @@ class Node:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     answer = await _exchange(connection, command, asking)
-            except Exception as error:
+            except (RedisError, OSError) as error:
                 await _tear_down(connection)
                 # A server that went away closed the idle ones too: do not meet them one failure after the other.
                 await self._disconnect_idle()

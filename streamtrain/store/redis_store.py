@@ -50,7 +50,7 @@ class RedisStore:
         await self._router.connect()
         check_servers(await self._router.info())
         self._description = description
-        await _all(self._claim(shard) for shard in range(description.shards))
+        await _all("claim", (self._claim(shard) for shard in range(description.shards)))
 
     async def close(self) -> None:
         await self._router.close()
@@ -64,17 +64,17 @@ class RedisStore:
         return min(known) if len(known) == len(epochs) else None
 
     async def applied_epochs(self) -> dict[int, int | None]:
-        answers = await _all(self._run(STATE, shard) for shard in range(self._opened.shards))
+        answers = await _all("state", (self._run(STATE, shard) for shard in range(self._opened.shards)))
         # A shard that lost its claim (FLUSHALL) holds nothing; a repair claims it again.
         return {shard: _epoch(answer[1]) for shard, answer in enumerate(answers)}
 
     async def apply(self, record: EpochRecord) -> None:
         shares = await asyncio.to_thread(Shares, record, self._opened)
-        await _all(self._apply_shard(shard, shares) for shard in range(self._opened.shards))
+        await _all("apply", (self._apply_shard(shard, shares) for shard in range(self._opened.shards)))
 
     async def load_base(self, base: EpochRecord) -> None:
         shares = await asyncio.to_thread(Shares, base, self._opened)
-        await _all(self._load_shard(shard, shares) for shard in range(self._opened.shards))
+        await _all("load", (self._load_shard(shard, shares) for shard in range(self._opened.shards)))
 
     async def pull(
         self, table: str, ids: NDArray[np.uint64], epoch_min: int = 0
@@ -97,11 +97,12 @@ class RedisStore:
             found[index] = hit
             values[index[hit]] = np.frombuffer(blob, value)
 
-        await _all(
+        chunks = (
             pull_chunk(shard, index[start : start + chunk])
             for shard, index in enumerate(map(grouped.shard, range(self._opened.shards)))
             for start in range(0, len(index), chunk)
         )
+        await _all("pull", chunks)
         return found, unpack_values(ids[found], values[found])
 
     @property
@@ -126,8 +127,8 @@ class RedisStore:
         raise _overtaken(shard, shares.epoch)
 
     async def _load_shard(self, shard: int, shares: Shares) -> None:
-        await self._claim(shard)
         for attempt in range(_ATTEMPTS_MAX):
+            await self._claim(shard)
             token = secrets.token_hex(8)
             status, epoch = await self._run(BEGIN, shard, shares.epoch, token)
             if status == b"already":
@@ -135,15 +136,16 @@ class RedisStore:
             if status == b"stale":
                 raise StoreRefused(
                     f"shard {shard} of the store is being loaded with the base of epoch {epoch}, newer than this process's "
-                    f"{shares.epoch}: another process writes to this store; stop one of them"
+                    f"{shares.epoch}: another process writes to this store, stop one of them; or, where there is none, "
+                    f"the log is older than the store, and you may {self._removal}"
                 )
-            if await self._write(shard, shares, "load", token):
+            if status == b"ok" and await self._write(shard, shares, "load", token):
                 return
             await _pause(attempt)
         raise _overtaken(shard, shares.epoch)
 
     async def _write(self, shard: int, shares: Shares, mode: str, token: str) -> bool:
-        """Writes a shard's parts in order. False: another writer took over, start again."""
+        """Writes a shard's parts in order. False: another writer, or FLUSHALL, came in between; start again."""
         parts = shares.parts(shard)
         for number, part in enumerate(parts):
             arguments = await asyncio.to_thread(shares.arguments, shard, part)
@@ -151,7 +153,7 @@ class RedisStore:
             status, epoch = await self._run(APPLY, shard, mode, shares.epoch, number, last, token, *arguments)
             if status == b"already":
                 return True
-            if status == b"lost":
+            if status == b"lost" or (status == b"unclaimed" and mode == "load"):
                 return False
             if status in (b"behind", b"unclaimed"):
                 raise _behind(shard, _epoch(epoch), shares.epoch - 1)
@@ -217,12 +219,14 @@ def _overtaken(shard: int, epoch: int) -> StoreUnavailable:
     )
 
 
-async def _all(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+async def _all(name: str, calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     """Runs the calls at once, each to its end, so that one shard's failure leaves the others complete.
 
-    Connections bound what is in flight. Raises the gravest error: refused, then unavailable, then behind.
+    Connections bound what is in flight. Raises the gravest error: refused, then unavailable, then behind. Cancelled,
+    it cancels the calls and waits until their connections are gone.
     """
-    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    tasks = [asyncio.create_task(call, name=f"store {name}") for call in calls]
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     if errors:
         raise min(errors, key=_gravity)

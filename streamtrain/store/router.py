@@ -43,7 +43,7 @@ class Router:
         self._settings = settings
         self._connect = connector(settings)
         self._nodes: dict[Address, Node] = {}
-        # By hash slot, who holds it. Empty: one server holds everything.
+        # By hash slot of a Cluster, who holds it.
         self._owners: dict[int, Address] = {}
         self._cluster = False
         self._refreshing = asyncio.Lock()
@@ -115,7 +115,7 @@ class Router:
                 logger.debug("attempt %d on the store failed, trying again: %s", attempt + 1, error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
-            if self._owners:
+            if self._cluster:
                 await self._refresh_after(seen)
         raise AssertionError("the last attempt returns or raises")
 

@@ -10,6 +10,7 @@ import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from streamtrain.errors import StoreError, StoreRefused, StoreUnavailable
+from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.record import EpochRecord
 from streamtrain.store import Store, StoreDescription, StoreSettings, open_store
 from streamtrain.store.applier import StoreApplier
@@ -167,6 +169,22 @@ async def test_a_redis_killed_in_the_middle_is_unavailable_and_repaired_from_the
         assert await applier.catch_up(10) == 10
         assert await held_by(store, log, 10) == oracle.rows
         assert applier.status.last_error is None and applier.status.repairs == 2
+
+
+async def test_a_real_log_fills_a_real_store(redis_server: RedisServer, tmp_path: Path) -> None:
+    log, oracle, digest = EpochLog.create(tmp_path / "log", "model", {}), DictRows(), ""
+    for epoch in range(6):
+        record = random_record(epoch)
+        digest = log.append(replace(record, previous=digest))
+        oracle.write(record)
+    async with store_at(redis_server.url, log.model.model_id) as store:
+        applier = StoreApplier(log, store)
+        assert await applier.catch_up(5) == 5
+        redis_server.flush()
+        assert await applier.repair(5) == 5
+        for table, expected in oracle.rows.items():
+            found, rows = await store.pull(table, np.array([*expected], np.uint64), epoch_min=5)
+            assert found.all() and as_dict(rows) == expected
 
 
 async def test_a_redis_that_kept_a_file_goes_on_where_it_was(start_redis: StartRedis) -> None:

@@ -80,6 +80,16 @@ async def test_a_store_flushed_between_two_epochs_is_repaired() -> None:
     assert store.whole.rows == rows_at(5).rows and applier.status.repairs == 2
 
 
+async def test_a_reader_that_met_a_lost_shard_has_it_repaired_though_no_epoch_follows() -> None:
+    log, store = log_of(5), DictStore()
+    applier = StoreApplier(log, store)
+    await applier.catch_up(5)
+    store.forget()
+    assert await applier.catch_up(5) == 5 and store.epoch is None
+    assert await asyncio.gather(applier.repair(5), applier.repair(5), applier.catch_up(5)) == [5, 5, 5]
+    assert store.whole.rows == rows_at(5).rows and applier.status.repairs == 2
+
+
 async def test_a_store_that_keeps_nothing_ends_in_an_error_not_in_a_loop() -> None:
     class Forgetful(DictStore):
         async def load_base(self, base: object) -> None:

@@ -1,0 +1,99 @@
+"""How kernels are built: cached soundly, and compiled once, in the warm-up."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+
+import streamtrain.sparse
+from streamtrain.log.record import TableRows
+from streamtrain.sparse.net import SparseNet
+from streamtrain.sparse.reader import SparseReader
+from tests.unit.sparse.cases import LAYOUT, OPTIMIZERS, random_batch, random_gradients, table_settings
+
+ROOT = Path(__file__).resolve().parents[3]
+HINTS = "streamtrain.sparse.jit"
+
+
+def kernels() -> dict[str, Dispatcher]:
+    found = {}
+    for module in pkgutil.iter_modules(streamtrain.sparse.__path__, "streamtrain.sparse."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, Dispatcher):
+                found[f"{value.py_func.__module__}.{value.py_func.__name__}"] = value
+    return found
+
+
+def test_no_kernel_calls_one_of_another_file_because_the_cache_would_not_notice_its_change() -> None:
+    for name, kernel in kernels().items():
+        function = kernel.py_func
+        called = [function.__globals__.get(used) for used in function.__code__.co_names]
+        files = {each.py_func.__module__ for each in called if isinstance(each, Dispatcher)}
+        assert files <= {function.__module__, HINTS}, name
+
+
+def test_kernels_keep_to_ieee_754() -> None:
+    for name, kernel in kernels().items():
+        assert not kernel.targetoptions["fastmath"], name
+        assert kernel.targetoptions["nogil"], name
+        assert kernel.targetoptions["error_model"] == "numpy", name
+
+
+def test_a_plain_import_of_the_settings_does_not_import_numba() -> None:
+    code = "import sys, streamtrain.sparse.settings; sys.exit('numba' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_nothing_compiles_after_the_warm_up() -> None:
+    # In a fresh process: here, other tests may have compiled what the warm-up forgets.
+    code = "from tests.unit.sparse.test_kernels import *; [check_warm_up(kind) for kind in OPTIMIZERS]"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=ROOT)
+
+
+def check_warm_up(kind: str) -> None:
+    tables = table_settings(OPTIMIZERS[kind])
+    net = SparseNet(LAYOUT, tables, 1)
+    net.warm_up()
+    SparseReader(LAYOUT, net.tables).warm_up()
+    before = signatures()
+    assert max(before.values()) == 1
+    assert net.rows("item") == 0
+
+    rng = np.random.default_rng(0)
+    for step in range(3):
+        batch = random_batch(rng, 40, ids=3000)
+        net.forward(batch, step, 64)
+        pooled, sequences = random_gradients(rng, 64)
+        pooled.flags.writeable = False
+        net.backward(pooled, {name: frozen(gradient) for name, gradient in sequences.items()}, step)
+    rows = {name: TableRows(*map(frozen, columns(rows))) for name, rows in net.cut().items()}
+    net.remove("item", frozen(rows["item"].ids[:5]))
+    other = SparseNet(LAYOUT, tables, 1)
+    other.load(rows, dirty=True)
+    other.insert_missing("item", rows["item"])
+    other.contains("item", frozen(rows["item"].ids))
+    other.score(random_batch(rng, 40), 40)
+    other.export("item")
+    other.cut()
+    assert signatures() == before
+
+
+def signatures() -> dict[str, int]:
+    return {name: len(kernel.signatures) for name, kernel in kernels().items()}
+
+
+def columns(rows: TableRows) -> list[np.ndarray]:
+    return [rows.ids, rows.weights, rows.slots, rows.counts, rows.last_steps, rows.tombstones]
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    """A read-only, unaligned copy, as from a file's bytes."""
+    raw = bytearray(array.nbytes + 1)
+    raw[1:] = array.tobytes()
+    return np.frombuffer(bytes(raw), array.dtype, array.size, 1).reshape(array.shape)

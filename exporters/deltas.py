@@ -230,7 +230,7 @@ class DeltaExporter:
         except DeltaGap as error:
             # No base could be folded from these files ever again, nor could a new follower use them.
             self._damage = str(error)
-        except (ExportError, OSError, MemoryError) as error:
+        except (FoldStopped, ExportError, OSError, MemoryError) as error:
             # Deltas alone keep followers fresh, so exporting goes on; only the chain gets longer.
             self._fold_after = self._manifest.head.epoch + self._settings.base_every_epochs
             _LOG.warning("folding a base failed, tried again at epoch %d: %s", self._fold_after, error)

@@ -38,7 +38,7 @@ async def read_records(source: FileSource, count: int) -> list[Any]:
         while len(records) < count:
             chunk = await source.read()
             assert chunk is not None
-            records.extend(chunk.records)  # type: ignore[arg-type]
+            records.extend(chunk.records)
     assert len(records) == count
     return records
 

@@ -108,9 +108,9 @@ class Service:
         if self._stopping.is_set():
             return head.record
         prefetch = None
-        if store is not None and head.epoch > 0:
+        if store is not None and applier is not None and head.epoch > 0:
             rows_max = {name: table.rows_max for name, table in job.tables.items()}
-            prefetch = StorePrefetch(store, job.layout, rows_max, head.epoch, self._metrics)
+            prefetch = StorePrefetch(store, applier, job.layout, rows_max, head.epoch, self._metrics)
 
         self._committer = Committer(log, log.digest(head.epoch), self._announcer(head), self._metrics)
         stack.push_async_callback(asyncio.to_thread, self._committer.close)

@@ -178,11 +178,12 @@ class Views:
             await self._fold()
 
     async def _fold(self) -> None:
-        protected = min([self._head.epoch, *(v.done for v in self._views if v.name != "source")])
+        # A view that lags so far that its epochs are collected goes on from the base: nothing holds the log for it.
         command = [sys.executable, "-m", "streamtrain.log.fold", str(self._settings.path)]
-        options = ["--keep", str(self._settings.keep_epochs), "--protect", str(max(protected, 0))]
         process = await asyncio.create_subprocess_exec(
-            "nice", "-n", str(_FOLD_NICENESS), *command, *options, stderr=asyncio.subprocess.PIPE
+            *("nice", "-n", str(_FOLD_NICENESS), *command, "--keep", str(self._settings.keep_epochs)),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
         )
         try:
             _, stderr = await process.communicate()

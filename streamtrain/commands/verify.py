@@ -26,8 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     from streamtrain.commands.progress import counting
     from streamtrain.log.verify import verify
 
-    with counting("files") as progress:
-        report = verify(arguments.dir, lambda done, _: progress(done))
+    with counting("bytes") as progress:
+        report = verify(arguments.dir, progress)
     if arguments.json:
         found = dataclasses.asdict(report) | {"ok": report.ok}
         sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from streamtrain.errors import StoreUnavailable
+from streamtrain.errors import StoreBehind, StoreUnavailable
 from streamtrain.layout import Layout
 from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.sparse.index import IdSet
+from streamtrain.store.applier import StoreApplier
 from streamtrain.store.store import Store
 
 __all__ = ["StorePrefetch"]
@@ -31,6 +32,7 @@ class StorePrefetch:
 
     Args:
       store: has every epoch up to `epoch_min`.
+      applier: repairs a shard that lost its rows.
       layout: which slot reads which table.
       rows_max: by table, its bound on rows: more ids than that cannot be asked for.
       epoch_min: an answer from a shard that is behind it is refused: fail closed.
@@ -38,9 +40,15 @@ class StorePrefetch:
     """
 
     def __init__(
-        self, store: Store, layout: Layout, rows_max: Mapping[str, int], epoch_min: int, metrics: Metrics
+        self,
+        store: Store,
+        applier: StoreApplier,
+        layout: Layout,
+        rows_max: Mapping[str, int],
+        epoch_min: int,
+        metrics: Metrics,
     ) -> None:
-        self._store, self._epoch_min, self._metrics = store, epoch_min, metrics
+        self._store, self._applier, self._epoch_min, self._metrics = store, applier, epoch_min, metrics
         self._slots: dict[str, list[str]] = {}
         named = [(c.table, c.name) for c in layout.pooled] + [(s.table, s.name) for s in layout.sequences]
         for table, slot in named:
@@ -66,9 +74,20 @@ class StorePrefetch:
         while True:
             try:
                 return await self._store.pull(table, ids, self._epoch_min)
-            except StoreUnavailable as error:
+            except (StoreBehind, StoreUnavailable) as error:
                 if pause_s == _PAUSE_FIRST_S:
                     logger.warning("training pauses, rows cannot be pulled: %s", error)
                 self._metrics.store_errors.inc()
-                await asyncio.sleep(pause_s)
+                await self._mend(error, pause_s)
                 pause_s = min(pause_s * 2, _PAUSE_MAX_S)
+
+    async def _mend(self, error: StoreBehind | StoreUnavailable, pause_s: float) -> None:
+        """Repairs a shard that lost rows; waits for a store that does not answer."""
+        if isinstance(error, StoreBehind):
+            try:
+                await self._applier.repair(self._epoch_min)
+                logger.warning("the store was repaired from the log, training goes on")
+                return
+            except StoreUnavailable:
+                pass
+        await asyncio.sleep(pause_s)

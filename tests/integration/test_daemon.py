@@ -215,9 +215,9 @@ def test_a_second_daemon_on_the_same_log_is_told_who_holds_it(tmp_path: Path) ->
 
 
 def test_a_stolen_epoch_fences_the_daemon_even_without_the_lock(tmp_path: Path) -> None:
-    """The lock is a courtesy; the compare-and-swap is the fence."""
+    """The locks of log and exports are a courtesy; the compare-and-swap is the fence."""
     write(tmp_path / "samples.jsonl", samples(100))
-    job = config(tmp_path, follow=True)
+    job = config(tmp_path, follow=True, text=JOB.split("[[exports]]")[0])
     with Daemon(job) as first:
         until(lambda: _samples(tmp_path) == 100, "100 samples")
         first.signal(signal.SIGSTOP)
@@ -265,11 +265,10 @@ def test_a_full_disk_pauses_training_and_loses_nothing(tmp_path: Path) -> None:
         job = config(tmp_path, follow=True)
         with Daemon(job, STREAMTRAIN__LOG__PATH=str(small / "model")) as daemon:
             until(lambda: _head(small / "model") >= 1, "an epoch")
-            with ballast.open("wb") as file:
+            with ballast.open("wb", buffering=0) as file:
                 try:
                     while True:
                         file.write(b"x" * 4096)
-                        file.flush()
                 except OSError:
                     pass
             write(tmp_path / "samples.jsonl", samples(400, 200, seed=3), "a")

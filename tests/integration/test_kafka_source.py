@@ -302,7 +302,11 @@ async def test_an_outage_is_reported_and_nothing_is_lost_or_repeated_after_it(
 ) -> None:
     await kafka.create_topic(topic, 2)
     await kafka.produce(topic, messages("m", 4000))
-    bounds: dict[str, Any] = {"buffer_records_max": 100, "chunk_records_max": 50, "partition_fetch_bytes_max": 4096}
+    bounds: dict[str, Any] = {
+        "buffer_records_max": 100,
+        "chunk_records_max": 50,
+        "partition_fetch_bytes_max": 4096,
+    }
     async with source(kafka, topic, unavailable_after_s=1.0, **bounds) as opened:
         await opened.start(None)
         values = await read_until(opened, lambda values: len(values) >= 500)

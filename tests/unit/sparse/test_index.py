@@ -8,6 +8,7 @@ import pytest
 from streamtrain.errors import TableFull
 from streamtrain.sparse.index import IdSet, Index
 from streamtrain.sparse.probing import tag_of
+from streamtrain.sparse.unite import Uniter
 from tests.unit.sparse.cases import colliding
 
 
@@ -76,3 +77,12 @@ def test_memory_stays_near_the_payload() -> None:
     index = Index("index", 1_000_000)
     insert(index, np.arange(100_000, dtype=np.uint64))
     assert index.memory_bytes < 100_000 * (8 + 23)
+
+
+def test_uniting_goes_on_when_the_number_of_the_minibatch_wraps() -> None:
+    uniter = Uniter()
+    values = np.array([3, 1, 3], np.uint64)
+    uniter.unite(values)
+    uniter._serial = 2**32 - 2
+    for _ in range(3):
+        assert uniter.unite(values).ids.tolist() == [3, 1]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.sparse.jit import kernel
+from streamtrain.sparse.jit import kernel, prefetch
 from streamtrain.sparse.memory import reserve
 
 __all__ = ["DirtyRows", "mark", "take", "unmark"]
 
 ROWS_LIMIT = 2**31 - 1
 HOLE = np.int32(-1)
+AHEAD = 16
 
 
 class DirtyRows:
@@ -56,6 +57,7 @@ def mark(
       state: `[1]` int64, how much of `marked` is in use; mutated.
     """
     for i in range(rows.size):
+        prefetch(places, np.int64(rows[min(i + AHEAD, rows.size - 1)]), 0)
         row = rows[i]
         if places[row] == 0:
             if state[0] == marked.size:

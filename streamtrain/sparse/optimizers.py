@@ -31,7 +31,7 @@ Rows = NDArray[np.int32]
 Fresh = NDArray[np.bool_]
 
 COUNT_MAX = np.uint32(0xFFFFFFFF)
-AHEAD = 8
+AHEAD = 16
 ZERO, ONE = np.float32(0), np.float32(1)
 
 

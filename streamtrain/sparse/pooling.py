@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.sparse.jit import kernel
+from streamtrain.sparse.jit import kernel, prefetch_row
 
 __all__ = ["accumulate_pooled", "accumulate_sequence", "fill_scales", "gather_sequence", "pool"]
 
@@ -26,6 +26,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Offsets = NDArray[np.int64]
 
+FLOAT = 4
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
@@ -67,6 +68,8 @@ def pool(
             out = pooled[i, starts[s] : starts[s] + dim]
             for d in range(dim):
                 out[d] = ZERO
+            # What follows is where the slot's next sample begins, a whole sample's work ahead.
+            prefetch_row(vectors, inverse, offsets[s, i + 1], FLOAT * dim)
             for n in range(offsets[s, i], offsets[s, i + 1]):
                 vector, scale = vectors[inverse[n]], scales[n]
                 for d in range(dim):
@@ -93,6 +96,7 @@ def accumulate_pooled(
     for i in range(offsets.shape[1] - 1):
         for s in range(offsets.shape[0]):
             gradient = gradients[i, starts[s] : starts[s] + dim]
+            prefetch_row(sums, inverse, offsets[s, i + 1], FLOAT * dim)
             for n in range(offsets[s, i], offsets[s, i + 1]):
                 total = sums[inverse[n]]
                 scale = scales[n]

@@ -25,7 +25,7 @@ HALF = np.uint64(32)
 LOW = np.uint64(0xFFFFFFFF)
 ONE = np.uint64(1)
 EMPTY = np.uint64(0)
-FAR, NEAR = 16, 8
+FAR, NEAR = 32, 16
 
 
 @kernel
@@ -240,6 +240,7 @@ def unite(
     shift = shift_of(seen.size)
     count = 0
     for n in range(values.size):
+        prefetch(seen, np.int64(tag_of(values[min(n + FAR, values.size - 1)]) >> shift), 0)
         id = values[n]
         at = np.int64(tag_of(id) >> shift)
         position = np.int64(-1)

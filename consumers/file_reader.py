@@ -22,7 +22,7 @@ from streamtrain.errors import (
     StreamtrainError,
 )
 from streamtrain.samples.codec import FileCodec, FileRows, file_codec_of
-from streamtrain.sources import Chunk
+from streamtrain.sources import TIME_UNKNOWN, Chunk
 
 __all__ = ["FileReader", "Place", "chunk_of", "reading"]
 
@@ -189,7 +189,7 @@ class FileReader:
             for run in runs:
                 if not self._wait_for_room():
                     return
-                self._handover.put(chunk_of(place.path, run, path))
+                self._handover.put(chunk_of(place.path, run))
                 place = self._place = replace(place, row=run.next_row, byte=run.next_byte)
                 if self._until_end and run.next_byte is not None and run.next_byte >= self._sizes[place.path]:
                     return
@@ -233,10 +233,9 @@ class FileReader:
         return False
 
 
-def chunk_of(partition: str, run: FileRows, path: Path) -> Chunk:
-    """A run as a chunk. Rows have no time of their own: they get the time when the file was last written."""
-    written_ms = path.stat().st_mtime_ns // 1_000_000
-    times_ms = np.full(len(run.rows), written_ms, np.int64)
+def chunk_of(partition: str, run: FileRows) -> Chunk:
+    """A run as a chunk. Rows have no time of their own, and a file's changes with each append: a replay would differ."""
+    times_ms = np.full(len(run.rows), TIME_UNKNOWN, np.int64)
     return Chunk(partition, run.first_row, run.next_row, run.rows, times_ms, run.records)
 
 

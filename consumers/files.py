@@ -42,8 +42,8 @@ class FileSettings(SourceSettings):
 class FileSource:
     """Reads files in order, in a thread, bounded in rows and bytes. A position is a file and a row in it.
 
-    Rows have no time of their own: where the schema names no event time, they get the file's modification time as it
-    is when they are read.
+    Rows have no time of their own: their record time is their event time, and without `schema.event_time` they have
+    neither.
 
     The columns and positions of a file are trusted across restarts: a file with fewer rows than were learned is
     noticed, as is one that is truncated or replaced while it is followed; one rewritten with as many rows is not.
@@ -130,7 +130,7 @@ class FileSource:
             while row < stop and (run := next(runs, None)) is not None:
                 row = run.next_row
                 self._span_place = (partition, row, run.next_byte) if row <= stop else None
-                chunks.append(chunk_of(partition, _cut(run, stop), path))
+                chunks.append(chunk_of(partition, _cut(run, stop)))
         if row < stop:
             raise OffsetOutOfRange(
                 f"{partition} ends at row {row}: rows {first} to {stop} cannot be read again"

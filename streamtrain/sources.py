@@ -14,7 +14,10 @@ from streamtrain.settings import Settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Chunk", "Positions", "Source", "SourceSettings", "Span"]
+__all__ = ["TIME_UNKNOWN", "Chunk", "Positions", "Source", "SourceSettings", "Span"]
+
+TIME_UNKNOWN = -1
+"""The time of a record that has none: its event time stands for it."""
 
 Positions = Mapping[str, int]
 """Where reading resumes: by partition, the next offset to read."""
@@ -42,7 +45,7 @@ class Chunk:
       first: where the chunk begins; the `next` of the chunk of that partition before it.
       next: the next offset to read after it; larger than the last offset + 1 where records are missing.
       offsets: `[n]` int64, each record's offset (a file's row number).
-      times_ms: `[n]` int64, each record's time in milliseconds since 1970.
+      times_ms: `[n]` int64, each record's time in milliseconds since 1970; TIME_UNKNOWN where it has none.
       records: n payloads as bytes (None for a null record), or an Arrow table of n rows.
     """
 

@@ -121,7 +121,7 @@ def write_plot(path: Path, windows: list[Measured], frozen_at: int) -> None:
         ylabel="AUC of requests, scored before they are learned",
         title="A stream that drifts",
     )
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3, frameon=False, fontsize="small")
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -95,6 +95,7 @@ class World:
     def freeze(self, exports: Path) -> int:
         """From now on a second follower scores too, with the version of this moment for good. Returns its epoch."""
         self.frozen = Follower(exports)
+        self._begin_window()
         return self.frozen.wait_for(0, 10.0).epoch
 
     def play(self, rate: float) -> None:

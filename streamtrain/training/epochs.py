@@ -9,6 +9,7 @@ import numpy as np
 from streamtrain.log.record import EpochRecord, SpanTable, TableRows
 from streamtrain.samples.minibatch import Minibatch
 from streamtrain.samples.positions import PositionTracker
+from streamtrain.sources import TIME_UNKNOWN
 
 __all__ = ["EpochBuilder"]
 
@@ -59,7 +60,8 @@ class EpochBuilder:
         if batch.size:
             self._event_ms = _widen(self._event_ms, batch.event_time_ms)
             self._record_ms = _widen(self._record_ms, batch.record_time_ms)
-            self.watermark_ms = max(self._event_ms[1], self.watermark_ms or self._event_ms[1])
+            if self._event_ms is not None:
+                self.watermark_ms = max(self._event_ms[1], self.watermark_ms or self._event_ms[1])
             self._samples += batch.size
             self.samples_total += batch.size
             self.step += 1
@@ -95,6 +97,10 @@ class EpochBuilder:
         return record
 
 
-def _widen(bounds: tuple[int, int] | None, times_ms: np.ndarray) -> tuple[int, int]:
-    low, high = int(times_ms.min()), int(times_ms.max())
+def _widen(bounds: tuple[int, int] | None, times_ms: np.ndarray) -> tuple[int, int] | None:
+    """The bounds with the times in them. Samples of a source without times, whose schema names none, have none."""
+    known = times_ms[times_ms != TIME_UNKNOWN]
+    if not len(known):
+        return bounds
+    low, high = int(known.min()), int(known.max())
     return (low, high) if bounds is None else (min(low, bounds[0]), max(high, bounds[1]))

@@ -1,5 +1,7 @@
 """How a row starts: from a hash of (seed, table, id) alone, so that every process starts it with the same bits.
 
+docs/initial-rows.md has the law for other languages, and test vectors; it never changes.
+
 For the id `x` in the table `name` of a model with seed `s`, all modulo 2^64:
 
     mix(z)       z ^= z >> 30; z *= 0xBF58476D1CE4E5B9; z ^= z >> 27; z *= 0x94D049BB133111EB; z ^= z >> 31

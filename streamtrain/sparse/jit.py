@@ -62,8 +62,8 @@ on one turns a sum of latencies into their maximum. `index` and `byte` are int64
 
 @kernel
 def prefetch_row(words: NDArray[np.float32], rows: NDArray[np.int32], at: int, size: int) -> None:
-    """Asks for the first `size` bytes of the row `words[rows[at]]`, or of the last row of `rows` where `at` is behind it."""
-    row = np.int64(rows[min(at, rows.size - 1)])
-    # Rows begin anywhere in a cache line, so that they may lie in one more than their size says.
-    for byte in range(0, min(size, LINES_MAX * LINE) + LINE - 1, LINE):
-        prefetch(words, row, np.int64(byte))
+    """Asks for the first `size` bytes of the row `words[rows[at]]`; does nothing where `at` is behind `rows`."""
+    if at < rows.size:
+        # Rows begin anywhere in a cache line, so that they may lie in one more than their size says.
+        for byte in range(0, min(size, LINES_MAX * LINE) + LINE - 1, LINE):
+            prefetch(words, np.int64(rows[at]), np.int64(byte))

@@ -14,7 +14,7 @@ from streamtrain.log.record import TableRows
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.sparse.activations import ActivationBuffers, SparseActivations
 from streamtrain.sparse.memory import as_input
-from streamtrain.sparse.reader import SparseReader
+from streamtrain.sparse.reader import SparseReader, check_padding
 from streamtrain.sparse.rehearsal import ROWS, rehearse_table, sample_batch
 from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.stacking import Stack, TableSlots
@@ -29,7 +29,7 @@ class _Flight:
     """What `backward` needs to know of `forward`: by table its stacked slots, distinct ids and rows."""
 
     step: int
-    shape: tuple[int, int]
+    shapes: dict[str, tuple[int, ...]]
     tables: tuple[tuple[Stack, United, NDArray[np.int32]], ...]
 
 
@@ -53,8 +53,9 @@ class SparseNet:
     A step is `forward`, then `backward` with the gradients of what forward returned, or `discard`. Everything else
     happens between steps. The same calls give the same bits, in every process.
 
-    The order of occurrences, in which gradients are summed and rows first appear, is: slot after slot in the layout's
-    order, pooled slots before sequences; within a slot sample after sample.
+    Orders are fixed. Rows first appear, and are reported by a cut, slot after slot in the layout's order, pooled slots
+    before sequences, in a slot sample after sample. An id's gradients are summed over the pooled slots first, sample
+    after sample and in it slot after slot, then over sequence after sequence.
     """
 
     def __init__(self, layout: Layout, tables: Mapping[str, TableSettings], seed: int) -> None:
@@ -92,8 +93,10 @@ class SparseNet:
 
         Raises:
           TableFull: a table has no room. No step is begun; rows that were inserted are at their initial state.
+          ValueError: B is larger than P.
         """
         self._between_steps()
+        check_padding(batch, padded)
         out = self._buffers.take(padded)
         out.pooled[batch.size :] = 0
         flights = []
@@ -105,7 +108,8 @@ class SparseNet:
             half.table.gather(rows, vectors)
             half.slots.pool(vectors, united.inverse, stack, out)
             flights.append((stack, united, rows))
-        self._flight = _Flight(step, out.pooled.shape, tuple(flights))
+        shapes = {"pooled": out.pooled.shape} | {name: pair[0].shape for name, pair in out.sequences.items()}
+        self._flight = _Flight(step, shapes, tuple(flights))
         return out
 
     def backward(
@@ -117,12 +121,19 @@ class SparseNet:
           grad_pooled: `[P, W]` float32, the gradient of the activations' `pooled`; padding rows are not read.
           grad_sequences: by slot `[P, L, D]` float32, of the vectors; not read where the mask is 0.
           step: that of `forward`.
+
+        Raises:
+          RuntimeError: the last call was not `forward` of this step, or the gradients are not of its shapes. Nothing
+            is learned, and the forward is forgotten.
         """
         flight, self._flight = self._flight, None
-        if flight is None or flight.step != step or grad_pooled.shape != flight.shape:
+        shapes = {
+            name: gradient.shape for name, gradient in [("pooled", grad_pooled), *grad_sequences.items()]
+        }
+        if flight is None or (flight.step, flight.shapes) != (step, shapes):
             raise RuntimeError(
-                f"backward of step {step} with gradients {grad_pooled.shape} does not follow its forward, which was "
-                + ("not called" if flight is None else f"step {flight.step} with {flight.shape}")
+                f"backward of step {step} with gradients {shapes} does not follow its forward, which was "
+                + ("not called" if flight is None else f"step {flight.step} with {flight.shapes}")
             )
         gradients = as_input(grad_pooled, np.float32)
         for half, (stack, united, rows) in zip(self._halves.values(), flight.tables, strict=True):

@@ -13,7 +13,7 @@ from streamtrain.sparse.rehearsal import rehearse_table, sample_batch
 from streamtrain.sparse.stacking import TableSlots
 from streamtrain.sparse.table import EmbeddingTable
 
-__all__ = ["SparseReader"]
+__all__ = ["SparseReader", "check_padding"]
 
 
 class SparseReader:
@@ -28,7 +28,12 @@ class SparseReader:
         self._tables = [(TableSlots(layout, name), table) for name, table in tables.items()]
 
     def score(self, batch: SampleBatch, padded: int) -> SparseActivations:
-        """The activations of `batch`, padded to `padded` >= `batch.size` rows, in memory of their own."""
+        """The activations of `batch`, padded to `padded` >= `batch.size` rows, in memory of their own.
+
+        Raises:
+          ValueError: the batch is larger than that.
+        """
+        check_padding(batch, padded)
         out = allocate(self._layout, padded)
         out.pooled[batch.size :] = 0
         for slots, table in self._tables:
@@ -41,3 +46,9 @@ class SparseReader:
         for _, table in self._tables:
             rehearse_table(table)
         self.score(sample_batch(self._layout), 2)
+
+
+def check_padding(batch: SampleBatch, padded: int) -> None:
+    """Raises ValueError where `batch` does not fit into `padded` rows: kernels check no bounds."""
+    if batch.size > padded:
+        raise ValueError(f"a minibatch of {batch.size} samples does not fit into {padded} rows")

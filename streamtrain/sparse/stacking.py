@@ -50,6 +50,9 @@ class TableSlots:
         values = np.concatenate([part.values for part in parts])
         offsets = np.concatenate([part.offsets for part in parts]).reshape(len(parts), batch.size + 1)
         ends = offsets[:, -1].cumsum()
+        assert ends[-1] == len(values), (
+            "the offsets of a slot do not end where its ids do; kernels check no bounds"
+        )
         offsets[1:] += ends[:-1, None]
         scales = np.empty(ends[self._pooled - 1] if self._pooled else 0, np.float32)
         if self._pooled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.errors import ConfigError, TableFull
+from streamtrain.errors import ConfigError
 from streamtrain.log.record import TableRows
 from streamtrain.sparse.arena import Arena, gather_weights, zero_tails
 from streamtrain.sparse.dirty import DirtyRows
@@ -107,16 +107,29 @@ class EmbeddingTable:
         Raises:
           TableFull: the table has no room. It stays consistent; some of the ids are in it.
         """
-        ids = as_input(ids, np.uint64)
-        rows, fresh = np.empty(len(ids), np.int32), np.empty(len(ids), np.bool_)
+        return self._claim(as_input(ids, np.uint64), None)[0]
+
+    def _claim(
+        self, ids: NDArray[np.uint64], values: TableRows | None
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
+        """Gives ids rows; those inserted get their place in `values`, or their initial state.
+
+        Returns:
+          `[N]` int32, the rows; `[N]` bool, whether the id was inserted; how many were.
+
+        Raises:
+          TableFull: no room; whatever row was inserted before that has its values.
+        """
+        rows, fresh = np.empty(len(ids), np.int32), np.zeros(len(ids), np.bool_)
+        inserted = len(ids)
         try:
             inserted = self._index.find_or_insert(ids, rows, fresh)
-        except TableFull:
-            self._start(ids, rows, fresh)
-            raise
-        if inserted:
-            self._start(ids, rows, fresh)
-        return rows
+        finally:
+            if inserted and values is None:
+                self._start(ids, rows, fresh)
+            elif inserted and values is not None:
+                self._arena.scatter(rows, values, fresh)
+        return rows, fresh, inserted
 
     def _start(self, ids: NDArray[np.uint64], rows: NDArray[np.int32], fresh: NDArray[np.bool_]) -> None:
         self._initializer.fill(self._arena.words, self.dim, ids, rows, fresh)
@@ -140,6 +153,7 @@ class EmbeddingTable:
           step: becomes their last step, modulo 2^32.
         """
         assert self._optimizer is not None, f"table {self.name!r} holds weights only"
+        assert gradients.shape == (len(rows), self.dim) and len(occurrences) == len(rows)
         last_step = np.uint32(step & 0xFFFFFFFF)
         self._optimizer.update(self._arena.words, self._arena.bits, rows, gradients, occurrences, last_step)
         self._dirty.mark(rows)
@@ -172,14 +186,12 @@ class EmbeddingTable:
           dirty: whether the next cut reports them, as if they had been learned here.
 
         Raises:
-          TableFull: no room. What was loaded so far stays.
+          TableFull: no room. Rows that are in the table have either their old or their new values.
           ConfigError: the rows have another dim or other optimizer slots than this table.
         """
         self._check(values)
-        rows = np.empty(len(values.ids), np.int32)
-        fresh = np.empty(len(values.ids), np.bool_)
-        self._index.find_or_insert(values.ids, rows, fresh)
-        self._arena.scatter(rows, values, np.ones(len(rows), np.bool_))
+        rows, fresh, _ = self._claim(values.ids, values)
+        self._arena.scatter(rows, values, ~fresh)
         if dirty:
             self._dirty.mark(rows)
             self.remove(values.tombstones)
@@ -198,11 +210,7 @@ class EmbeddingTable:
         self._check(values)
         if len(self._removed):
             values = _select(values, ~self._removed.contains(values.ids))
-        rows = np.empty(len(values.ids), np.int32)
-        fresh = np.empty(len(values.ids), np.bool_)
-        inserted = self._index.find_or_insert(values.ids, rows, fresh)
-        self._arena.scatter(rows, values, fresh)
-        return inserted
+        return self._claim(values.ids, values)[2]
 
     def remove(self, ids: NDArray[np.uint64]) -> int:
         """Removes rows; returns how many there were. The next cut reports them as tombstones.
@@ -217,6 +225,8 @@ class EmbeddingTable:
         return int(np.count_nonzero(rows >= 0))
 
     def _check(self, values: TableRows) -> None:
+        columns = (values.weights, values.slots, values.counts, values.last_steps)
+        assert {len(column) for column in columns} == {len(values.ids)}, "kernels check no bounds"
         found = (values.weights.shape[1], values.slots.shape[1])
         if found != (self.dim, self.slots):
             raise ConfigError(

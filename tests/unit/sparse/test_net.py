@@ -183,9 +183,26 @@ def test_steps_are_forward_then_backward() -> None:
             forbidden()
     with pytest.raises(RuntimeError, match="which was step 1"):
         net.backward(*random_gradients(rng, 4), 2)
-    net.forward(batch, 1, 4)
-    with pytest.raises(RuntimeError, match=r"gradients \(8, "):
-        net.backward(*random_gradients(rng, 8), 1)
+    pooled, sequences = random_gradients(rng, 4)
+    for wrong in (
+        (pooled[:3], sequences),
+        (pooled, {}),
+        (pooled, sequences | {"history": sequences["history"][:, :1]}),
+    ):
+        net.forward(batch, 1, 4)
+        with pytest.raises(
+            RuntimeError, match=r"backward of step 1 with gradients .* does not follow its forward"
+        ):
+            net.backward(*wrong, 1)
+    assert all(len(rows.ids) == 0 for rows in net.cut().values())
+
+
+def test_a_minibatch_larger_than_its_padding_is_refused() -> None:
+    net = net_of()
+    batch = random_batch(np.random.default_rng(0), 4)
+    for refused in (lambda: net.forward(batch, 1, 3), lambda: net.score(batch, 3)):
+        with pytest.raises(ValueError, match="4 samples does not fit into 3 rows"):
+            refused()
 
 
 IDS = np.array([1], np.uint64)

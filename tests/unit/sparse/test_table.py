@@ -169,6 +169,16 @@ def test_a_full_table_stays_consistent() -> None:
     assert rows.counts.tolist() == [0, 0, 0]
 
 
+def test_a_load_that_does_not_fit_leaves_whole_rows() -> None:
+    trained, small = table_of(), table_of(rows_max=2)
+    learn(trained, 1, 2, 3)
+    rows = trained.cut()
+    with pytest.raises(TableFull):
+        small.load(rows)
+    assert_same_bits(small.export().weights, rows.weights[:2])
+    assert_same_bits(small.export().slots, rows.slots[:2])
+
+
 @pytest.mark.parametrize("shape", [(5, 4), (4, 0)])
 def test_rows_of_another_shape_are_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(ConfigError, match=r"tables\.item: the rows have .* cannot change"):

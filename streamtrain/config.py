@@ -238,7 +238,9 @@ def _descend(annotation: Any, part: str | int) -> Any:
         return _descend(members[0], part)
     for member in members:
         inner = get_args(member)[0] if get_origin(member) is Annotated else member
-        if part in get_args(getattr(inner, "model_fields", {"kind": _NO_KIND}).get("kind", _NO_KIND).annotation):
+        if part in get_args(
+            getattr(inner, "model_fields", {"kind": _NO_KIND}).get("kind", _NO_KIND).annotation
+        ):
             return inner
     return None
 

@@ -26,17 +26,29 @@ stored twice. Without --kafka, --config or --output the records go to standard o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", metavar="FILE", nargs="*", type=Path, help="Parquet, or JSON lines (plain, .gz, .zst)")
-    parser.add_argument("--synthetic", action="store_true", help="a click stream with new items and drifting tastes")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="*", type=Path, help="Parquet, or JSON lines (plain, .gz, .zst)"
+    )
+    parser.add_argument(
+        "--synthetic", action="store_true", help="a click stream with new items and drifting tastes"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides the synthetic stream (default 0)")
     parser.add_argument("--live", action="store_true", help="synthetic event times are the clock's")
     parser.add_argument("--kafka", metavar="BROKERS", help="bootstrap servers to send to")
     parser.add_argument("--topic", help="the topic; with --kafka")
-    parser.add_argument("--partitions", type=int, metavar="N", help="create the topic with N partitions where it is missing")
-    parser.add_argument("--config", metavar="JOB", help="take servers, security and topic from a job's Kafka source")
+    parser.add_argument(
+        "--partitions", type=int, metavar="N", help="create the topic with N partitions where it is missing"
+    )
+    parser.add_argument(
+        "--config", metavar="JOB", help="take servers, security and topic from a job's Kafka source"
+    )
     parser.add_argument("--output", metavar="FILE", type=Path, help="append lines to a file instead")
-    parser.add_argument("--key", metavar="FIELD", help="the field whose samples stay in one partition, in order")
-    parser.add_argument("--rate", type=float, metavar="N", help="samples a second at most; default: as fast as it goes")
+    parser.add_argument(
+        "--key", metavar="FIELD", help="the field whose samples stay in one partition, in order"
+    )
+    parser.add_argument(
+        "--rate", type=float, metavar="N", help="samples a second at most; default: as fast as it goes"
+    )
     parser.add_argument("--count", type=int, metavar="N", help="stop after N samples")
 
 
@@ -75,7 +87,9 @@ def _batches(arguments: argparse.Namespace) -> Iterator[list[Message]]:
 
     size = batch_size_for(arguments.rate)
     if arguments.synthetic:
-        return SyntheticStream(arguments.seed).batches(arguments.count, size, live=arguments.live, key=arguments.key)
+        return SyntheticStream(arguments.seed).batches(
+            arguments.count, size, live=arguments.live, key=arguments.key
+        )
     return file_batches(arguments.files, size, arguments.key)
 
 

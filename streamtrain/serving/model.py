@@ -106,7 +106,9 @@ class ServedModel(Settings):
 
         Keys stand in the job's order, never sorted: the order of slots is the order of columns.
         """
-        return orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(
+            self.model_dump(mode="json"), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+        )
 
     @property
     def layout(self) -> Layout:

@@ -40,7 +40,16 @@ def test_every_row_is_learned_exactly_once_over_five_kills(
 ) -> None:
     topic = "kuairand-five-kills"
     produced = streamtrain(
-        "produce", samples, "--kafka", kafka.bootstrap_servers, "--topic", topic, "--partitions", "4", "--key", "user_id"
+        "produce",
+        samples,
+        "--kafka",
+        kafka.bootstrap_servers,
+        "--topic",
+        topic,
+        "--partitions",
+        "4",
+        "--key",
+        "user_id",
     )
     assert produced.returncode == 0, produced.stderr
     log, exports = tmp_path / "model", tmp_path / "exports"
@@ -114,7 +123,9 @@ def _auc(probabilities: np.ndarray, clicks: np.ndarray) -> float:
     measured = Accumulator(1)
     p = np.clip(probabilities.astype(np.float64), 1e-9, 1 - 1e-9)
     measured.add(
-        np.log(p / (1 - p)).astype(np.float32), clicks.astype(np.float32)[:, None], np.ones(len(clicks), np.float32)
+        np.log(p / (1 - p)).astype(np.float32),
+        clicks.astype(np.float32)[:, None],
+        np.ones(len(clicks), np.float32),
     )
     return measured.quality(0).auc
 

@@ -79,11 +79,13 @@ class JsonLines:
             while not ended and (more := file.readline(1 << 16)):
                 size += len(more)
                 ended = more.endswith(b"\n")
+                # A short line goes on where the file grew between the two reads; a long one is refused, so its
+                # beginning suffices.
+                line += more[: bound - len(line)]
             if complete_only and not ended:
                 return
             row, byte = row + 1, byte + size
-            payload = line if size > len(line) else line.strip(_WHITE)
-            yield row, byte, payload
+            yield row, byte, line if size > len(line) else line.strip(_WHITE)
 
 
 def _runs(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -180,17 +181,14 @@ class Views:
     async def _fold(self) -> None:
         # A view that lags so far that its epochs are collected goes on from the base: nothing holds the log for it.
         command = [sys.executable, "-m", "streamtrain.log.fold", str(self._settings.path)]
-        process = await asyncio.create_subprocess_exec(
-            *("nice", "-n", str(_FOLD_NICENESS), *command, "--keep", str(self._settings.keep_epochs)),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        options = ["--keep", str(self._settings.keep_epochs), "--nice", str(_FOLD_NICENESS)]
+        # Not the loop's own subprocesses: uvloop forks through Python, and a process with JAX's threads must not.
+        process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # noqa: ASYNC220
         try:
-            _, stderr = await process.communicate()
+            _, stderr = await asyncio.to_thread(process.communicate)
         except asyncio.CancelledError:
             # A fold that is killed leaves the log as it was: a base appears whole or not at all.
             process.kill()
-            await process.wait()
             raise
         if process.returncode:
             logger.error(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -161,7 +162,9 @@ def main(arguments: Sequence[str] | None = None, out: Callable[[str], object] = 
         default=[],
         help="keep what follows it; may repeat",
     )
+    parser.add_argument("--nice", type=int, default=0, metavar="N", help="give way to other processes")
     options = parser.parse_args(arguments)
+    os.nice(options.nice)
     try:
         base = fold(options.dir)
         log = EpochLog.open(options.dir)

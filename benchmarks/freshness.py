@@ -36,6 +36,7 @@ from benchmarks.harness import (
     machine,
     running,
     skip_without,
+    stage_shares,
     streamtrain,
     tell,
 )
@@ -137,12 +138,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 assert daemon.process is not None
                 processes = {"daemon": daemon.process, "follower": follower}
                 servers = {"kafka": kafka.pid, "redis": redis.pid}
+                before, begin = counters(daemon.get("/metrics")[1]), time.monotonic()
                 usage = _stream(options, samples, kafka, folder, processes, servers)
-                page = counters(daemon.get("/metrics")[1])
+                after = counters(daemon.get("/metrics")[1])
+                stages = stage_shares(before, after, time.monotonic() - begin)
                 _stop(follower)
             if code := daemon.stop():
                 raise SystemExit(f"the daemon ended with {code}:\n{daemon.text[-3000:]}")
-    return _report(folder, told, options, samples, usage, page) | {"machine": about}
+    return _report(folder, told, options, samples) | {"stages": stages, **usage, "machine": about}
 
 
 def _stream(
@@ -194,14 +197,7 @@ def _stop(process: Popen[bytes]) -> None:
     process.wait(_PATIENCE_S)
 
 
-def _report(
-    folder: Path,
-    told: Path,
-    options: argparse.Namespace,
-    samples: Data,
-    usage: Mapping[str, Any],
-    page: Mapping[str, float],
-) -> dict[str, Any]:
+def _report(folder: Path, told: Path, options: argparse.Namespace, samples: Data) -> dict[str, Any]:
     log = LogReader.open(folder / "model")
     records = [
         record for record in map(log.describe, log.epochs()) if record.samples and record.record_time_ms
@@ -228,10 +224,6 @@ def _report(
         "bar_p99_s": BAR_S,
         "met": p99 <= BAR_S,
         "delta_bytes": {"median": int(statistics.median(bytes_)), "max": max(bytes_)},
-        "commit_ms": round(
-            1e3 * page["streamtrain_commit_seconds_sum"] / page["streamtrain_commit_seconds_count"], 2
-        ),
-        **usage,
     }
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "rows_as_text",
     "running",
     "skip_without",
+    "stage_shares",
     "streamtrain",
     "tell",
 ]
@@ -170,6 +171,24 @@ def counters(exposition: str) -> dict[str, float]:
         for sample in family.samples:
             values[sample.name] = values.get(sample.name, 0.0) + sample.value
     return values
+
+
+STAGES = {
+    "decode": "streamtrain_decode_seconds_total",
+    "step": "streamtrain_step_seconds_sum",
+    "trainer_waits": "streamtrain_trainer_wait_seconds_total",
+    "commit": "streamtrain_commit_seconds_sum",
+}
+"""The daemon's counters of seconds: a thread each, but the trainer thread has both `step` and `trainer_waits`."""
+
+
+def stage_shares(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """What share of the wall clock each stage was busy between two pages of `/metrics`.
+
+    What is missing from step + trainer_waits to 1 is cutting minibatches and epochs. A stage near 1 is the bound; a
+    stage's seconds include waiting for the interpreter's lock and for a core.
+    """
+    return {stage: round((after[name] - before[name]) / seconds, 3) for stage, name in STAGES.items()}
 
 
 def rows_as_text(rows: Sequence[Mapping[str, Any]]) -> str:

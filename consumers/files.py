@@ -55,7 +55,12 @@ class FileSource:
 
     def __init__(self, settings: FileSettings, *, until_end: bool = False) -> None:
         self._settings = settings
-        self._handover = Handover(settings.buffer_records_max, settings.buffer_bytes_max, self._on_room)
+        self._handover = Handover(
+            settings.buffer_records_max,
+            settings.buffer_bytes_max,
+            self._on_room,
+            settings.chunk_records_max,
+        )
         self._reader = FileReader(
             settings.paths,
             settings.chunk_records_max,

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 
 from streamtrain.errors import SourceError
@@ -22,14 +24,25 @@ class Handover:
     The producer looks at `has_room` before it fetches more; what it fetched it may always put. So the buffer holds
     at most its bounds plus one fetch.
 
+    Decoding has a price a chunk as well as one a record, and brokers answer a stream of few records with very small
+    chunks. So those of a partition that wait leave as one: the slower the consumer, the larger what it gets.
+
     Args:
       records_max: no room at or above so many records.
       bytes_max: no room at or above so many bytes of payload.
       on_room: called in the consumer's thread whenever there is room again after there was none. Must not block.
+      joined_records_max: chunks of one partition are joined up to so many records; 0: they stay as they were put.
     """
 
-    def __init__(self, records_max: int, bytes_max: int, on_room: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        records_max: int,
+        bytes_max: int,
+        on_room: Callable[[], None],
+        joined_records_max: int = 0,
+    ) -> None:
         self._records_max, self._bytes_max, self._on_room = records_max, bytes_max, on_room
+        self._joined_records_max = joined_records_max
         self._lock = threading.Lock()
         self._chunks: deque[tuple[Chunk, int]] = deque()
         self._records = self._bytes = 0
@@ -105,12 +118,30 @@ class Handover:
 
     def _take(self) -> Chunk:
         had_room = self._records < self._records_max and self._bytes < self._bytes_max
-        chunk, size = self._chunks.popleft()
-        self._records -= max(1, len(chunk.offsets))
-        self._bytes -= size
+        taken = [self._chunks.popleft()]
+        self._take_followers(taken)
+        self._records -= sum(max(1, len(chunk.offsets)) for chunk, _ in taken)
+        self._bytes -= sum(size for _, size in taken)
         if not had_room and self._records < self._records_max and self._bytes < self._bytes_max:
             self._on_room()
-        return chunk
+        return _joined([chunk for chunk, _ in taken])
+
+    def _take_followers(self, taken: list[tuple[Chunk, int]]) -> None:
+        """Moves to `taken` what follows its chunk in the same partition and fits. Other partitions keep their order."""
+        first = taken[0][0]
+        room = 0 if isinstance(first.records, pa.Table) else self._joined_records_max - len(first.offsets)
+        passed: list[tuple[Chunk, int]] = []
+        while room > 0 and self._chunks:
+            chunk, size = self._chunks.popleft()
+            if chunk.partition != first.partition:
+                passed.append((chunk, size))
+                continue
+            room -= len(chunk.offsets)
+            if room < 0 or isinstance(chunk.records, pa.Table):
+                passed.append((chunk, size))
+                break
+            taken.append((chunk, size))
+        self._chunks.extendleft(reversed(passed))
 
     def _wake(self) -> None:
         loop, ready = self._loop, self._ready
@@ -118,6 +149,20 @@ class Handover:
             # A loop that is closed has no reader left to wake.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(ready.set)
+
+
+def _joined(chunks: Sequence[Chunk]) -> Chunk:
+    """Chunks of one partition, each beginning where the one before it ends, as one."""
+    if len(chunks) == 1:
+        return chunks[0]
+    return Chunk(
+        chunks[0].partition,
+        chunks[0].first,
+        chunks[-1].next,
+        np.concatenate([chunk.offsets for chunk in chunks]),
+        np.concatenate([chunk.times_ms for chunk in chunks]),
+        list(chain.from_iterable(chunk.records for chunk in chunks)),
+    )
 
 
 def chunk_bytes(chunk: Chunk) -> int:

@@ -33,7 +33,12 @@ class KafkaSource:
 
     def __init__(self, settings: KafkaSettings, *, until_end: bool = False) -> None:
         self._settings = settings
-        self._handover = Handover(settings.buffer_records_max, settings.buffer_bytes_max, self._on_room)
+        self._handover = Handover(
+            settings.buffer_records_max,
+            settings.buffer_bytes_max,
+            self._on_room,
+            settings.chunk_records_max,
+        )
         self._reader = Reader(settings, self._handover, until_end=until_end)
         self._spans = SpanReader(settings)
         self._thread: LoopThread | None = None

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consumers.handover import Handover
 from streamtrain.errors import OffsetOutOfRange, SourceUnavailable
 from streamtrain.sources import Chunk
 
 
-def chunk(first: int, records: int, size: int = 1) -> Chunk:
+def chunk(first: int, records: int, size: int = 1, partition: str = "p") -> Chunk:
     offsets = np.arange(first, first + records)
-    return Chunk("p", first, first + max(1, records), offsets, offsets, [b"x" * size] * records)
+    return Chunk(partition, first, first + max(1, records), offsets, offsets, [b"x" * size] * records)
 
 
 async def test_chunks_come_in_order_from_another_thread() -> None:
@@ -93,3 +97,51 @@ async def test_a_cancelled_get_leaves_the_next_chunk_in_place() -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     got = await handover.get()
     assert got is not None and got.first == 0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.booleans()), max_size=30),
+    st.integers(0, 12),
+)
+async def test_joined_chunks_lose_nothing_and_keep_the_order_of_each_partition(
+    puts: list[tuple[str, int, bool]], joined_records_max: int
+) -> None:
+    handover = Handover(1000, 100_000, lambda: None, joined_records_max)
+    at = dict.fromkeys("abc", 0)
+    sent: dict[str, list[bytes | None]] = {partition: [] for partition in "abc"}
+    for partition, records, is_null in puts:
+        made = chunk(at[partition], records, partition=partition)
+        made = dataclasses.replace(made, records=[None if is_null else b"%d" % n for n in made.offsets])
+        at[partition] = made.next
+        sent[partition] += made.records
+        handover.put(made)
+    handover.end()
+    got: dict[str, list[bytes | None]] = {partition: [] for partition in "abc"}
+    next_ = dict.fromkeys("abc", 0)
+    while (taken := await handover.get()) is not None:
+        assert taken.first == next_[taken.partition]
+        assert len(taken.offsets) == len(taken.times_ms) == len(taken.records) <= max(5, joined_records_max)
+        assert list(taken.offsets) == [n for n in taken.offsets if taken.first <= n < taken.next]
+        next_[taken.partition] = taken.next
+        got[taken.partition] += taken.records
+    assert (got, next_, handover.records) == (sent, at, 0)
+
+
+async def test_small_chunks_of_a_partition_leave_as_one_and_the_oldest_leaves_first() -> None:
+    handover = Handover(1000, 100_000, lambda: None, 10)
+    for first in range(0, 18, 3):
+        for partition in ("a", "b"):
+            handover.put(chunk(first, 3, partition=partition))
+    handover.end()
+    left = []
+    while (taken := await handover.get()) is not None:
+        left.append((taken.partition, taken.first, taken.next))
+    assert left == [("a", 0, 9), ("b", 0, 9), ("a", 9, 18), ("b", 9, 18)]
+
+
+async def test_arrow_chunks_are_never_joined() -> None:
+    handover = Handover(1000, 100_000, lambda: None, 10)
+    for first in (0, 2):
+        table = pa.table({"x": [first, first + 1]})
+        handover.put(dataclasses.replace(chunk(first, 2), records=table))
+    assert [(await handover.get()).next for _ in range(2)] == [2, 4]  # type: ignore[union-attr]

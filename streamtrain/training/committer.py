@@ -29,7 +29,7 @@ def writer_name() -> str:
 
 
 class Committer:
-    """Appends records in a thread of its own; at most one waits while one is written.
+    """Appends records in a thread of its own, one at a time.
 
     Args:
       log: opened, its head the record before the first one submitted.

@@ -49,6 +49,11 @@ class EpochBuilder:
         """Whether anything was added since the last cut, be it only records that were refused."""
         return bool(self._spans)
 
+    @property
+    def spans(self) -> int:
+        """How many spans were added since the last cut."""
+        return len(self._spans)
+
     def add(self, minibatch: Minibatch) -> None:
         """Takes note of a minibatch that was just learned from (or that held bad records only)."""
         self._tracker.advance(minibatch.spans)

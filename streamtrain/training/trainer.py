@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # How long the thread sleeps at most before it looks whether it should stop.
 _POLL_S = 0.1
+# A busy stream in small minibatches, or a long interval, must not let what an epoch remembers grow without bound.
+_SPANS_MAX = 100_000
 # An epoch that could not be cut for this many intervals, because the one before it is not durable yet, stops
 # training until it is: what is learned but not durable stays bounded.
 _INTERVALS_UNCOMMITTED_MAX = 10
@@ -80,7 +82,8 @@ class Trainer:
         deadlines = [now_ms + _POLL_S * 1000]
         if (linger := self._minibatcher.deadline_ms()) is not None:
             deadlines.append(linger)
-        if self._learner.epochs.pending:
+        # A cut that is due but has to wait for the writer is looked at again after a poll: no spinning beside it.
+        if self._learner.epochs.pending and not self._committer.busy:
             deadlines.append((self._cut_at + self._interval_s) * 1000)
         return max(0.0, (min(deadlines) - now_ms) / 1000)
 
@@ -113,11 +116,15 @@ class Trainer:
             self._metrics.samples.inc(minibatch.batch.size)
 
     def _cut_if_due(self) -> None:
+        # Asked first: it raises what stopped the writer, which no sample may follow for hours.
+        busy = self._committer.busy
         since_s = time.monotonic() - self._cut_at
-        if since_s < self._interval_s or not self._learner.epochs.pending:
+        crowded = self._learner.epochs.spans >= _SPANS_MAX
+        if not self._learner.epochs.pending or (since_s < self._interval_s and not crowded):
             return
-        if self._committer.busy and since_s < self._interval_s * _INTERVALS_UNCOMMITTED_MAX:
-            if not self._committer.full:
+        if busy:
+            late = crowded or since_s >= self._interval_s * _INTERVALS_UNCOMMITTED_MAX
+            if not late and not self._committer.full:
                 return
             logger.warning("training pauses: the epoch before this one cannot be written yet")
         self._committer.submit(self._cut())

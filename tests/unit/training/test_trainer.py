@@ -1,0 +1,216 @@
+"""The trainer thread's loop, with a learner that only counts: what is learned, cut, left out and raised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamtrain.errors import Fenced, TableFull
+from streamtrain.log.record import EpochRecord, TableRows
+from streamtrain.metrics import Metrics
+from streamtrain.samples.minibatch import Minibatch
+from streamtrain.training import trainer as module
+from streamtrain.training.epochs import EpochBuilder
+from streamtrain.training.handoff import End, Item
+from streamtrain.training.prequential import Prequential
+from streamtrain.training.settings import TrainingSettings
+from streamtrain.training.trainer import Trainer
+from tests.fakes import decoded
+
+GENESIS = EpochRecord(0, "", 0, 0, 0, 0, {"p": 0}, {}, {}, {})
+
+
+class CountingLearner:
+    """A learner without a model."""
+
+    def __init__(self, fails_at: float = math.inf) -> None:
+        self.epochs = EpochBuilder(GENESIS, sequential=False)
+        self.prequential = Prequential(["click"], 1000)
+        self.dense = SimpleNamespace(compilations=0)
+        self.sizes: list[int] = []
+        self.pulled: list[Mapping[str, TableRows]] = []
+        self._fails_at = fails_at
+
+    def learn(self, minibatch: Minibatch) -> None:
+        if len(self.sizes) == self._fails_at:
+            raise TableFull("main is full")
+        self.sizes.append(minibatch.batch.size)
+        self.epochs.add(minibatch)
+
+    def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
+        self.pulled.append(rows)
+
+    def cut(self) -> EpochRecord:
+        return self.epochs.cut({}, {}, {}, {})
+
+
+class StillCommitter:
+    """A committer without a log. `busy` takes what `turns` says, then False; an exception there is raised."""
+
+    def __init__(self, turns: Sequence[bool | BaseException] = (), full: bool = False) -> None:
+        self.records: list[EpochRecord] = []
+        self.drained = 0
+        self.full = full
+        self._turns = list(turns)
+
+    @property
+    def busy(self) -> bool:
+        turn = self._turns.pop(0) if self._turns else False
+        if isinstance(turn, BaseException):
+            raise turn
+        return turn
+
+    def submit(self, record: EpochRecord) -> None:
+        self.records.append(record)
+
+    def drain(self) -> None:
+        self.drained += 1
+
+
+class Feeding:
+    """A handoff that is scripted: items, None for nothing in time, callables that are called; then the end."""
+
+    def __init__(self, *script: Any) -> None:
+        self._script = list(script)
+        self.timeouts: list[float] = []
+
+    def get(self, timeout_s: float) -> Item | End | None:
+        self.timeouts.append(timeout_s)
+        step = self._script.pop(0) if self._script else End()
+        return step() if callable(step) else step
+
+
+def trainer(
+    learner: CountingLearner,
+    feeding: Feeding,
+    committer: StillCommitter,
+    *,
+    interval_s: float = 3600,
+    **settings: Any,
+) -> Trainer:
+    chosen = TrainingSettings(**({"batch_size": 4, "linger_ms": 60_000} | settings))
+    return Trainer(learner, feeding, committer, chosen, interval_s, Metrics())  # type: ignore[arg-type]
+
+
+def item(first: int, count: int) -> Item:
+    return Item(decoded(first, count))
+
+
+def test_the_end_learns_what_waits_and_commits_it() -> None:
+    learner, committer = CountingLearner(), StillCommitter()
+    trainer(learner, Feeding(item(0, 6), item(6, 4)), committer).run()
+    assert learner.sizes == [4, 4, 2]
+    assert [(r.epoch, r.samples, dict(r.positions)) for r in committer.records] == [(1, 10, {"p": 10})]
+    assert committer.drained == 1
+
+
+def test_nothing_read_means_nothing_committed() -> None:
+    committer = StillCommitter()
+    trainer(CountingLearner(), Feeding(None, None), committer).run()
+    assert committer.records == [] and committer.drained == 1
+
+
+def test_stop_commits_what_was_learned_and_leaves_the_rest_unread() -> None:
+    learner, committer = CountingLearner(), StillCommitter()
+
+    def stop() -> None:
+        made.stop()
+
+    made = trainer(learner, Feeding(item(0, 6), stop), committer)
+    made.run()
+    assert learner.sizes == [4]
+    assert dict(committer.records[0].positions) == {"p": 4}
+
+
+def test_an_epoch_is_cut_between_the_steps_of_one_chunk_when_it_is_due() -> None:
+    learner, committer = CountingLearner(), StillCommitter()
+    trainer(learner, Feeding(item(0, 12)), committer, interval_s=0).run()
+    assert [(r.step_first, r.step_next, r.samples) for r in committer.records] == [
+        (0, 1, 4),
+        (1, 2, 4),
+        (2, 3, 4),
+    ]
+
+
+def test_training_goes_on_while_the_epoch_before_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_INTERVALS_UNCOMMITTED_MAX", math.inf)
+    learner, committer = CountingLearner(), StillCommitter([True] * 100)
+    trainer(learner, Feeding(item(0, 12)), committer, interval_s=1e-9).run()
+    assert learner.sizes == [4, 4, 4] and [r.samples for r in committer.records] == [12]
+
+
+def test_training_pauses_when_the_log_has_no_room() -> None:
+    learner, committer = CountingLearner(), StillCommitter([True] * 20, full=True)
+    trainer(learner, Feeding(item(0, 12)), committer, interval_s=0).run()
+    assert [r.samples for r in committer.records] == [4, 4, 4]
+
+
+def test_a_cut_that_waits_for_the_writer_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timeout of 0 would poll the handoff as fast as it can, and take the interpreter from the writer."""
+    monkeypatch.setattr(module, "_INTERVALS_UNCOMMITTED_MAX", math.inf)
+    feeding = Feeding(item(0, 4), None, None, None)
+    trainer(CountingLearner(), feeding, StillCommitter([True] * 100), interval_s=1e-9).run()
+    assert min(feeding.timeouts) > 0
+
+
+def test_a_writer_that_failed_is_noticed_though_no_sample_comes() -> None:
+    """An idle stream must not hide that the last epoch never became durable."""
+    feeding = Feeding(*[None] * 10)
+    committer = StillCommitter([False, False, Fenced("another writer")])
+    with pytest.raises(Fenced):
+        trainer(CountingLearner(), feeding, committer).run()
+    assert len(feeding.timeouts) < 10
+
+
+def test_an_epoch_of_very_many_spans_is_cut_before_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SPANS_MAX", 2)
+    committer = StillCommitter()
+    trainer(CountingLearner(), Feeding(item(0, 16)), committer).run()
+    assert [len(r.spans.spans) for r in committer.records] == [2, 2]
+
+
+def test_what_stops_a_step_is_raised_and_its_epoch_is_not_committed() -> None:
+    committer = StillCommitter()
+    with pytest.raises(TableFull):
+        trainer(CountingLearner(fails_at=1), Feeding(item(0, 12)), committer).run()
+    assert committer.records == []
+
+
+def test_a_minibatch_that_is_not_full_waits_no_longer_than_its_linger() -> None:
+    learner, feeding = CountingLearner(), Feeding(item(0, 3), None, item(3, 5))
+    trainer(learner, feeding, StillCommitter(), linger_ms=0).run()
+    assert learner.sizes == [3, 4, 1]
+
+
+def test_bad_records_alone_advance_the_positions_without_a_step() -> None:
+    learner, committer = CountingLearner(), StillCommitter()
+    bad = Item(decoded(0, [b"{", None], gap=3))
+    trainer(learner, Feeding(bad, item(5, 4)), committer, linger_ms=0).run()
+    [record] = committer.records
+    assert (record.bad_samples, record.samples, record.step_next, dict(record.positions)) == (
+        2,
+        4,
+        1,
+        {"p": 9},
+    )
+
+
+def test_pulled_rows_reach_the_learner_before_the_samples_that_need_them() -> None:
+    rows = {"main": TableRows.empty(2, 2)}
+    learner = CountingLearner()
+    trainer(learner, Feeding(Item(decoded(0, 4), rows)), StillCommitter()).run()
+    assert learner.pulled == [rows] and learner.sizes == [4]
+
+
+def test_spans_of_an_epoch_are_what_was_learned_in_order() -> None:
+    committer = StillCommitter()
+    feeding = Feeding(Item(decoded(0, 3)), Item(decoded(10, 3, partition="q")))
+    trainer(CountingLearner(), feeding, committer).run()
+    [record] = committer.records
+    assert record.spans.partitions == ("p", "q")
+    np.testing.assert_array_equal(record.spans.spans, [[0, 0, 0, 3, 3], [0, 1, 10, 11, 1], [1, 1, 11, 13, 2]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -174,7 +175,14 @@ def _section(
     except ConfigError as error:
         faults.append(_fault(where, (*at, "kind"), data["kind"], str(error), overridden))
         return None
-    return _validate(plugin.Settings, data, at, where, overridden, faults)
+    settings = getattr(plugin, "Settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, Settings)):
+        message = (
+            f"is not a {group} plug-in: it needs a class attribute Settings, a streamtrain.settings.Settings"
+        )
+        faults.append(_fault(where, (*at, "kind"), data["kind"], message, overridden))
+        return None
+    return _validate(settings, data, at, where, overridden, faults)
 
 
 def _validate(
@@ -190,17 +198,25 @@ def _validate(
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             location = tuple(part for part in (*at, *fault["loc"]) if part not in _TAGS)
+            value = None if fault["type"] == "missing" or isinstance(fault["input"], dict) else fault["input"]
             if fault["type"] == "extra_forbidden":
                 message = f"is not a setting{_suggest(model, fault['loc'])}"
             elif fault["type"] == "missing":
                 message = "is required"
+            elif fault["type"] == "union_tag_invalid":
+                location, value = (*location, "kind"), fault["ctx"]["tag"]
+                message = f"must be one of {fault['ctx']['expected_tags']}"
+            elif fault["type"] == "union_tag_not_found" and isinstance(fault["input"], dict):
+                location, message = (*location, "kind"), "is required"
+            elif fault["type"] in _NOT_A_SECTION:
+                message = "must be a section: [NAME] with keys below it, or { key = value, ... }"
             else:
                 message = fault["msg"].removeprefix("Value error, ")
-            value = None if fault["type"] == "missing" or isinstance(fault["input"], dict) else fault["input"]
             faults.append(_fault(where, location, value, message, overridden))
         return None
 
 
+_NOT_A_SECTION = {"model_type", "model_attributes_type", "dict_type", "union_tag_not_found"}
 # Pydantic names the chosen member of a union in an error's place; the user's file has no such key.
 _TAGS = {
     "sparse",
@@ -220,7 +236,8 @@ _TAGS |= {"uniform", "normal", "constant"}
 
 def _suggest(model: type[Settings], location: tuple[str | int, ...]) -> str:
     """Names what is allowed beside an unknown key."""
-    current: Any = model
+    # A job's own sections and those of plug-ins are checked apart; to the user they are one file.
+    current: Any = Job if model is _Fixed else model
     for part in location[:-1]:
         current = _descend(current, part)
     fields = getattr(current, "model_fields", None)
@@ -257,8 +274,19 @@ def _fault(
 ) -> str:
     key = ".".join(str(part) for part in location) or "the file"
     source = (overridden or {}).get(key)
-    shown = "" if value is None else f" = {_shorten(value)}"
+    shown = "" if value is None else f" = {_shorten(_without_secrets(key, value))}"
     return f"{where if source is None else 'environment ' + source}: {key}{shown}: {message}"
+
+
+def _without_secrets(key: str, value: Any) -> Any:
+    """The value as an error may repeat it: a secret in the wrong place must not end up in a log as well."""
+    name = key.rpartition(".")[2].lower()
+    if any(word in name for word in _SECRET_WORDS) and not name.endswith(("_env", "_file")):
+        return "***"
+    return re.sub(r"//[^/@]*:[^/]*@", "//***@", value) if isinstance(value, str) else value
+
+
+_SECRET_WORDS = ("password", "passwd", "secret", "token")
 
 
 def _shorten(value: Any) -> str:
@@ -273,23 +301,28 @@ def _override(data: dict[str, Any], environment: Mapping[str, str]) -> dict[str,
         path = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
         if not all(path):
             raise ConfigError(f"environment {variable}: write it as {ENVIRONMENT_PREFIX}SECTION__KEY")
+        keys: list[Any] = []
         target: Any = data
         for part in path[:-1]:
-            target = (
-                target[int(part)]
-                if isinstance(target, list) and part.isdigit()
-                else target.setdefault(_key(target, part), {})
-            )
+            keys.append(_key(target, part, variable))
+            target = target[keys[-1]] if isinstance(target, list) else target.setdefault(keys[-1], {})
             if not isinstance(target, (dict, list)):
                 raise ConfigError(f"environment {variable}: {part} is not a section")
-        target[_key(target, path[-1])] = _literal(environment[variable])
-        overridden[".".join(path)] = variable
+        keys.append(_key(target, path[-1], variable))
+        target[keys[-1]] = _literal(environment[variable])
+        overridden[".".join(map(str, keys))] = variable
     return overridden
 
 
-def _key(target: Any, part: str) -> str:
+def _key(target: dict[str, Any] | list[Any], part: str, variable: str) -> str | int:
     """The key that a variable means: environments shout, so an existing key is found whatever its case."""
-    return next((key for key in target if key.lower() == part), part)
+    if isinstance(target, dict):
+        return next((key for key in target if key.lower() == part), part)
+    if part.isdecimal() and int(part) < len(target):
+        return int(part)
+    raise ConfigError(
+        f"environment {variable}: {part!r} is not an entry of a list of {len(target)}, which are counted from 0"
+    )
 
 
 def _literal(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ _BYTES = 16 << 20
 _LABEL = re.compile(r"^(label|click|clicked|is_click|conversion|converted|target|y)$", re.IGNORECASE)
 _TIME = re.compile(r"(time|timestamp|_ts|^ts)(_ms)?$", re.IGNORECASE)
 _HISTORY = re.compile(r"(hist|recent|last|seq|sequence|behaviou?r)", re.IGNORECASE)
-_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")
+# What a name may be in the job, and stand in TOML without quotes.
+_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,10 @@ def write_job(sample: Path, choices: Choices) -> str:
             f"which field of {sample} is to be predicted? Say so with --label; it has: {', '.join(table.column_names)}"
         )
     event_time = choices.event_time or next((c for c in table.column_names if _is_time(c, table[c])), None)
-    slots = [_slot(c, table[c]) for c in table.column_names if c not in labels and c != event_time]
-    name = re.sub(r"[^A-Za-z0-9_]", "_", sample.name.split(".")[0]) or "model"
+    _check(sample, table, labels, event_time)
+    columns = [c for c in table.column_names if c not in labels and c != event_time]
+    slots = [_slot(key, c, table[c]) for key, c in zip(_keys(columns), columns, strict=True)]
+    name = _safe(sample.name.split(".")[0], "model")
     return "\n".join(
         [*_head(name, sample, choices), *_schema(labels, event_time, slots), _TAIL.format(name=name)]
     )
@@ -82,43 +86,87 @@ def _read(sample: Path) -> pa.Table:
         raise ConfigError(f"cannot read {sample} as Parquet or JSON lines: {error}") from error
 
 
+def _check(sample: Path, table: pa.Table, labels: Sequence[str], event_time: str | None) -> None:
+    for label in labels:
+        kind = table[label].type
+        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        if not number:
+            raise ConfigError(f"{sample}: {label!r} holds {kind}; a label is a number from 0 to 1")
+        if not _NAME.match(label):
+            raise ConfigError(f"{sample}: a label must be named with letters, digits and _; rename {label!r}")
+    if event_time is not None:
+        kind = table[event_time].type
+        if not (pa.types.is_integer(kind) or pa.types.is_timestamp(kind)):
+            raise ConfigError(
+                f"{sample}: {event_time!r} holds {kind}; an event time is an integer, milliseconds since 1970"
+            )
+
+
+def _safe(text: str, prefix: str) -> str:
+    """`text` as a name: other characters become `_`; `prefix` goes before what does not begin with a letter."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", text)[:50]
+    return name if _NAME.match(name) else f"{prefix}_{name}".rstrip("_")
+
+
+def _keys(columns: Sequence[str]) -> list[str]:
+    """A distinct slot name for each column, its own where that can be a name."""
+    keys = {c: c for c in columns if _NAME.match(c)}
+    for column in columns:
+        if column not in keys:
+            name = stem = _safe(column, "slot")
+            number = 1
+            while name in keys.values():
+                number += 1
+                name = f"{stem}_{number}"
+            keys[column] = name
+    return [keys[c] for c in columns]
+
+
 def _is_time(name: str, column: pa.ChunkedArray) -> bool:
+    if _TIME.search(name) and pa.types.is_timestamp(column.type):
+        return True
     if not _TIME.search(name) or not pa.types.is_integer(column.type):
         return False
     low = pc.min(column).as_py()
     return low is not None and 10**12 < low < 10**13
 
 
-def _slot(name: str, column: pa.ChunkedArray) -> str:
+def _slot(key: str, name: str, column: pa.ChunkedArray) -> str:
     """One line of `[schema.slots]`, commented out where the column cannot be a slot."""
-    key = name if _NAME.match(name) else '"' + name + '"'
     kind = column.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_integer(kind):
-        return f"{key} = {{}}"
+        return _line(key, name)
     if _is_string(kind):
-        return f'{key} = {{ type = "string" }}'
+        return _line(key, name, 'type = "string"')
     if pa.types.is_floating(kind):
-        return f'{key} = {{ kind = "bucket", boundaries = {_deciles(column)} }}'
+        return _line(key, name, 'kind = "bucket"', f"boundaries = {_deciles(column)}")
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _list_slot(key, column)
-    return f"# {key}: {kind} cannot be a slot as it is"
+        return _list_slot(key, name, column)
+    return f"# {json.dumps(name)}: {kind} cannot be a slot as it is"
 
 
-def _list_slot(key: str, column: pa.ChunkedArray) -> str:
+def _list_slot(key: str, name: str, column: pa.ChunkedArray) -> str:
     inner = column.type.value_type
     if pa.types.is_floating(inner):
         lengths = pc.unique(pc.list_value_length(column).drop_null()).to_pylist()
         if len(lengths) == 1 and lengths[0] > 0:
-            return f'{key} = {{ kind = "dense", size = {lengths[0]} }}'
-        return f"# {key}: lists of floats of different lengths cannot be a slot"
+            return _line(key, name, 'kind = "dense"', f"size = {lengths[0]}")
+        return f"# {json.dumps(name)}: lists of floats of different lengths cannot be a slot"
     if not (pa.types.is_integer(inner) or _is_string(inner)):
-        return f"# {key}: {column.type} cannot be a slot as it is"
-    typed = ', type = "string"' if _is_string(inner) else ""
-    if _HISTORY.search(key):
-        return f'{key} = {{ kind = "sequence", length_max = 20, pooling = "mean"{typed} }}  # add shares = "the item\'s slot"'
-    return f'{key} = {{ many = true, pooling = "mean"{typed} }}'
+        return f"# {json.dumps(name)}: {column.type} cannot be a slot as it is"
+    typed = ['type = "string"'] if _is_string(inner) else []
+    if _HISTORY.search(name):
+        line = _line(key, name, 'kind = "sequence"', "length_max = 20", 'pooling = "mean"', *typed)
+        return f'{line}  # add shares = "the item\'s slot"'
+    return _line(key, name, "many = true", 'pooling = "mean"', *typed)
+
+
+def _line(key: str, name: str, *settings: str) -> str:
+    """A slot with these settings, and with the field's name where that is not the slot's."""
+    inside = ", ".join([*([] if key == name else [f"field = {json.dumps(name)}"]), *settings])
+    return f"{key} = {{ {inside} }}" if inside else f"{key} = {{}}"
 
 
 def _is_string(kind: pa.DataType) -> bool:
@@ -145,24 +193,24 @@ def _head(name: str, sample: Path, choices: Choices) -> list[str]:
         return [
             *lines,
             'kind = "files"',
-            f'paths = ["{sample}"]  # files and globs, read in order',
+            f"paths = [{json.dumps(str(sample))}]  # files and globs, read in order",
             "follow = false  # true: wait for the file to grow",
             "",
         ]
     return [
         *lines,
         'kind = "kafka"',
-        f'bootstrap_servers = "{choices.kafka}"',
-        f'topic = "{choices.topic or name}"',
+        f"bootstrap_servers = {json.dumps(choices.kafka)}",
+        f"topic = {json.dumps(choices.topic or name)}",
         'start = "earliest"  # for a new model: earliest, latest, or { timestamp_ms = ... }',
         "",
     ]
 
 
 def _schema(labels: Sequence[str], event_time: str | None, slots: Sequence[str]) -> list[str]:
-    quoted = ", ".join(f'"{label}"' for label in labels)
+    quoted = ", ".join(json.dumps(label) for label in labels)
     time = (
-        f'event_time = "{event_time}"'
+        f"event_time = {json.dumps(event_time)}"
         if event_time
         else '# event_time = "..."  # milliseconds; else the record\'s own time'
     )

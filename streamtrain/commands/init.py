@@ -46,5 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             file.write(text)
     except FileExistsError as error:
         raise ConfigError(f"{arguments.output} exists already; nothing was written") from error
+    except OSError as error:
+        raise ConfigError(f"cannot write {arguments.output}: {error.strerror}") from error
     sys.stderr.write(f"wrote {arguments.output}; next: streamtrain evaluate {arguments.output}\n")
     return 0

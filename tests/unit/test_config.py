@@ -65,7 +65,20 @@ def test_a_minimal_job_has_sane_defaults(tmp_path: Path) -> None:
             'path = "model"\nspeed = 1',
             "/job.toml: log.speed = 1: is not a setting; allowed: path,",
         ),
-        ("user_id = {}", 'user_id = { kind = "sprase" }', "schema.slots.user_id"),
+        (
+            "user_id = {}",
+            'user_id = { kind = "sprase" }',
+            "schema.slots.user_id.kind = 'sprase': must be one of 'sparse', 'sequence', 'dense', 'bucket', 'cross'",
+        ),
+        ("user_id = {}", 'user_id = "int"', "schema.slots.user_id = 'int': must be a section"),
+        ("dim = 8", "dim = 8\ninit = { std = 0.1 }", "tables.main.init.kind: is required"),
+        ('name = "m"', 'name = "m"\nspeed = 1', "logging, source, model, exports"),
+        (
+            'kind = "mlp"',
+            'kind = "json:loads"',
+            "is not a models plug-in: it needs a class attribute Settings",
+        ),
+        ('kind = "mlp"', 'kind = ":Mine"', "':Mine' is not 'module:Object'"),
         (
             'kind = "mlp"',
             'kind = "mpl"',
@@ -132,6 +145,44 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
 def test_a_fault_from_the_environment_blames_the_variable(tmp_path: Path) -> None:
     message = fault(tmp_path, MINIMAL, {"STREAMTRAIN__TRAINING__BATCH_SIZE": "0"})
     assert message.startswith("environment STREAMTRAIN__TRAINING__BATCH_SIZE: training.batch_size = 0")
+
+
+def test_a_fault_from_the_environment_blames_the_variable_whatever_the_case_of_the_key(
+    tmp_path: Path,
+) -> None:
+    text = MINIMAL.replace("user_id", "User_Id")
+    message = fault(tmp_path, text, {"STREAMTRAIN__SCHEMA__SLOTS__USER_ID__POOLING": "none"})
+    assert message.startswith(
+        "environment STREAMTRAIN__SCHEMA__SLOTS__USER_ID__POOLING: schema.slots.User_Id"
+    )
+
+
+def test_the_environment_reaches_entries_of_lists(tmp_path: Path) -> None:
+    assert job(MINIMAL, {"STREAMTRAIN__SOURCE__PATHS__0": "b.jsonl"}, tmp_path).source.paths == ["b.jsonl"]
+    for entry in ("1", "x"):
+        with pytest.raises(
+            ConfigError, match=f"STREAMTRAIN__SOURCE__PATHS__{entry.upper()}: '{entry}' is not an"
+        ):
+            job(MINIMAL, {f"STREAMTRAIN__SOURCE__PATHS__{entry.upper()}": "b.jsonl"}, tmp_path)
+
+
+@pytest.mark.parametrize("line", ['url = "redis://:hunter2@h:6379/0"', 'password = "hunter2"'])
+def test_a_refused_secret_is_not_repeated(tmp_path: Path, line: str) -> None:
+    message = fault(tmp_path, f"{MINIMAL}[store]\n{line}\n")
+    assert "password_env" in message and "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("code", "message"), [("1 +", "SyntaxError"), ("raise RuntimeError('boom')", "RuntimeError: boom")]
+)
+def test_a_module_that_cannot_be_imported_is_a_fault_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    (tmp_path / "mine_broken.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = fault(tmp_path, MINIMAL.replace('kind = "mlp"', 'kind = "mine_broken:Model"'))
+    assert f"model.kind = 'mine_broken:Model': cannot load 'mine_broken:Model': {message}" in found
+    assert "mine_broken.py" in found
 
 
 def test_a_described_job_is_read_back_as_the_same(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ __all__ = ["CLOSE_TIMEOUT_S", "Session", "bounded"]
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
+# A broker waits for so much, or `fetch_wait_ms`, before it answers. With less it answers each batch of a producer by
+# itself, and a chunk of ten records costs nearly as much to decode as one of a hundred.
+FETCH_BYTES_MIN = 64 << 10
 
 
 class Session:
@@ -45,6 +48,7 @@ class Session:
             enable_auto_commit=False,
             # Anything else moves the position silently when an offset is out of range.
             auto_offset_reset="none",
+            fetch_min_bytes=FETCH_BYTES_MIN,
             fetch_max_wait_ms=settings.fetch_wait_ms,
             fetch_max_bytes=settings.fetch_bytes_max,
             max_partition_fetch_bytes=settings.partition_fetch_bytes_max,

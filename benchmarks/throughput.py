@@ -91,6 +91,7 @@ def _run(
     where.mkdir()
     config = where / "job.toml"
     shutil.copy(samples.config, config)
+    section: dict[str, Any]
     if kafka is not None and source == "kafka":
         section = {"kind": "kafka", "bootstrap_servers": kafka.bootstrap_servers, "topic": TOPIC}
     else:

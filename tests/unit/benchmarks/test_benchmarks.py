@@ -1,0 +1,103 @@
+"""The arithmetic and the command lines of the benchmarks; what they measure is never a test."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import options_of
+from benchmarks.freshness import Epoch, ages, overrides, percentiles
+from benchmarks.freshness import options_of as freshness_options
+from benchmarks.harness import Usage, counters, rows_as_text, stage_shares
+from benchmarks.quality import HISTORY, VARIANTS, job_of
+from streamtrain.config import load_job, parse_job
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "kuairand.toml"
+
+
+def test_an_epoch_is_visible_with_the_first_sighting_of_it_or_of_a_later_one() -> None:
+    epochs = [Epoch(1, 10, 1000, 2000), Epoch(2, 20, 2000, 3000), Epoch(3, 30, 3000, 4000)]
+    samples, visible, commit, view = ages(epochs, [(0, 500), (1, 2100), (3, 4300)])
+    assert samples.tolist() == [10, 20, 30]
+    assert visible.tolist() == [1.1, 2.3, 1.3]
+    assert commit.tolist() == [1.0, 1.0, 1.0]
+    assert view.tolist() == pytest.approx([0.1, 1.3, 0.3])
+
+
+def test_an_epoch_that_was_never_visible_is_named() -> None:
+    with pytest.raises(ValueError, match="epoch 3"):
+        ages([Epoch(3, 1, 0, 0)], [(1, 5), (2, 6)])
+
+
+def test_percentiles_count_an_epoch_once_a_sample() -> None:
+    found = percentiles(np.array([5.0, 1.0, 2.0]), np.array([2, 94, 4]))
+    assert found == {"p50": 1.0, "p95": 2.0, "p99": 5.0, "max": 5.0}
+
+
+@pytest.mark.parametrize("exports", [True, False])
+def test_the_environment_changes_source_log_store_and_exports_of_a_job(tmp_path: Path, exports: bool) -> None:
+    source = {"kind": "files", "paths": ['a "b".jsonl'], "follow": True}
+    environment = overrides(tmp_path, source=source, store="redis://h:1/0", exports=exports)
+    job = load_job(EXAMPLE, environment)
+    assert (job.source.paths, job.source.follow, job.store.url) == (['a "b".jsonl'], True, "redis://h:1/0")
+    assert job.log.path == str(tmp_path / "model")
+    assert [export.path for export in job.exports] == [str(tmp_path / "exports")] * exports
+
+
+@pytest.mark.parametrize("model", list(VARIANTS))
+def test_every_variant_of_the_example_is_a_valid_job(model: str) -> None:
+    example = tomllib.loads(EXAMPLE.read_text())
+    job = parse_job(job_of(example, model, history=True), "test")
+    assert (job.model.kind, set(HISTORY) <= set(job.sample_schema.slots)) == (model, True)
+    assert example == tomllib.loads(EXAMPLE.read_text())
+    assert not set(HISTORY) & set(job_of(example, model, history=False)["schema"]["slots"])
+
+
+def test_counters_add_up_labels_and_shares_are_of_the_wall_clock() -> None:
+    page = "\n".join(
+        [
+            "# TYPE streamtrain_decode_seconds_total counter",
+            "streamtrain_decode_seconds_total 3.0",
+            "# TYPE streamtrain_step_seconds histogram",
+            'streamtrain_step_seconds_bucket{le="+Inf"} 4.0',
+            "streamtrain_step_seconds_count 4.0",
+            "streamtrain_step_seconds_sum 2.0",
+            "# TYPE streamtrain_trainer_wait_seconds_total counter",
+            "streamtrain_trainer_wait_seconds_total 1.0",
+            "# TYPE streamtrain_commit_seconds histogram",
+            "streamtrain_commit_seconds_sum 0.5",
+            "# TYPE streamtrain_lag_records gauge",
+            'streamtrain_lag_records{partition="a"} 2.0',
+            'streamtrain_lag_records{partition="b"} 3.0',
+        ]
+    )
+    after = counters(page + "\n")
+    assert after["streamtrain_lag_records"] == 5.0
+    shares = stage_shares(dict.fromkeys(after, 0.0), after, 4.0)
+    assert shares == {"decode": 0.75, "step": 0.5, "trainer_waits": 0.25, "commit": 0.125}
+
+
+def test_tables_align_numbers_to_the_right() -> None:
+    rows = [{"name": "a", "rate": 1200, "note": None}, {"name": "long", "rate": 7, "note": None}]
+    assert rows_as_text(rows) == "name   rate  note\na     1,200     -\nlong      7     -"
+
+
+def test_a_process_can_be_weighed() -> None:
+    import os
+
+    usage = Usage.of(os.getpid())
+    assert usage.resident_bytes > 1 << 20
+    assert usage.processor_s > 0
+
+
+def test_command_lines_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert options_of(["--json", "store"]).name == ["store"]
+    assert options_of([]).name[-1] == "freshness"
+    assert freshness_options(["--rate", "10"]).rate == 10.0
+    for refused in (lambda: options_of(["nothing"]), lambda: freshness_options(["--rate", "0"])):
+        with pytest.raises(SystemExit):
+            refused()
+    assert "there is no benchmark 'nothing'" in capsys.readouterr().err

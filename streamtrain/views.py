@@ -10,10 +10,18 @@ import asyncio
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from streamtrain.errors import ExportError, LogError, SourceError, StoreUnavailable
+from streamtrain.errors import (
+    CorruptRecord,
+    EpochMissing,
+    ExportError,
+    LogError,
+    SourceError,
+    StoreUnavailable,
+)
 from streamtrain.exports import ExportRunner
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.record import EpochRecord
@@ -27,6 +35,7 @@ __all__ = ["Head", "Views"]
 logger = logging.getLogger(__name__)
 
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
+_FOLD_PAUSE_FIRST_S, _FOLD_PAUSE_MAX_S = 5.0, 300.0
 _WATCH_S = 1.0
 # Folding shares the machine with training and gives way to it.
 _FOLD_NICENESS = 10
@@ -122,7 +131,10 @@ class Views:
             await self._head.beyond(view.done)
             try:
                 view.done = await view.work()
-            except (StoreUnavailable, ExportError, SourceError, OSError) as error:
+            except (CorruptRecord, EpochMissing):
+                # The log itself is damaged: what would be learned now could not be recovered either.
+                raise
+            except (StoreUnavailable, ExportError, SourceError, LogError, OSError) as error:
                 if not view.failing:
                     logger.warning("%s falls behind the log, training goes on: %s", view.name, error)
                 view.failing = True
@@ -156,7 +168,12 @@ class Views:
     def _exporting(self, name: str) -> Callable[[], Awaitable[int]]:
         async def export() -> int:
             runner = self._runners[name]
-            await asyncio.to_thread(runner.catch_up)
+            stop = threading.Event()
+            try:
+                await asyncio.to_thread(runner.catch_up, stop.is_set)
+            finally:
+                # A thread cannot be cancelled: it ends after the epoch in hand, and does not go on behind the daemon.
+                stop.set()
             status = runner.status
             assert status.position is not None, "a log has at least its genesis, and that was exported"
             self._metrics.export_epoch.labels(name).set(status.position.epoch)
@@ -173,17 +190,30 @@ class Views:
 
     async def _fold_forever(self) -> None:
         """Folds a base when enough epochs have gathered, then removes epochs that nobody needs any more."""
+        pause_s = _FOLD_PAUSE_FIRST_S
         while True:
-            newest = max(self._log.bases(), default=0)
-            await self._head.beyond(newest + self._settings.base_every_epochs - 1)
-            await self._fold()
+            try:
+                newest = max(await asyncio.to_thread(self._log.bases), default=0)
+                await self._head.beyond(newest + self._settings.base_every_epochs - 1)
+                await self._fold()
+                logger.info("folded a base at epoch %d", max(await asyncio.to_thread(self._log.bases)))
+            except (LogError, OSError) as error:
+                # Training needs no base: only the log grows, and recovery takes longer.
+                logger.error("folding a base failed, it is tried again in %.0f s: %s", pause_s, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _FOLD_PAUSE_MAX_S)
+            else:
+                pause_s = _FOLD_PAUSE_FIRST_S
 
     async def _fold(self) -> None:
         # A view that lags so far that its epochs are collected goes on from the base: nothing holds the log for it.
         command = [sys.executable, "-m", "streamtrain.log.fold", str(self._settings.path)]
         options = ["--keep", str(self._settings.keep_epochs), "--nice", str(_FOLD_NICENESS)]
         # Not the loop's own subprocesses: uvloop forks through Python, and a process with JAX's threads must not.
-        process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # noqa: ASYNC220
+        # A group of its own: Ctrl-C is the daemon's to handle.
+        process = subprocess.Popen(  # noqa: ASYNC220
+            [*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0
+        )
         try:
             _, stderr = await asyncio.to_thread(process.communicate)
         except asyncio.CancelledError:
@@ -191,14 +221,6 @@ class Views:
             process.kill()
             raise
         if process.returncode:
-            logger.error(
-                "folding a base failed, it is tried again: %s", stderr.decode(errors="replace")[-2000:]
+            raise LogError(
+                f"it ended with {process.returncode}: {stderr.decode(errors='replace')[-2000:].strip()}"
             )
-            await asyncio.sleep(_PAUSE_MAX_S)
-        else:
-            try:
-                logger.info(
-                    "folded a base at epoch %d", max(await asyncio.to_thread(self._log.bases), default=0)
-                )
-            except LogError as error:
-                logger.warning("cannot list bases: %s", error)

@@ -1,0 +1,234 @@
+"""The followers of the log: which failures they outlive, which stop the daemon, and what the end waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from streamtrain import views as module
+from streamtrain.errors import (
+    CorruptRecord,
+    ExportError,
+    LogError,
+    StoreRefused,
+    StoreUnavailable,
+    StreamtrainError,
+)
+from streamtrain.log.record import EpochRecord
+from streamtrain.log.settings import LogSettings
+from streamtrain.metrics import Metrics
+from streamtrain.views import Head, Views
+
+
+def record(epoch: int) -> EpochRecord:
+    return EpochRecord(epoch, "", 0, 0, 0, 0, {"p": epoch * 10}, {}, {}, {})
+
+
+class Failing:
+    """Raises what it was given, one at a time, then works."""
+
+    def __init__(self, errors: Iterable[BaseException] = ()) -> None:
+        self.errors = deque(errors)
+        self.epochs: list[int] = []
+
+    def work(self, epoch: int) -> int:
+        if self.errors:
+            raise self.errors.popleft()
+        self.epochs.append(epoch)
+        return epoch
+
+
+class Applier(Failing):
+    async def catch_up(self, epoch: int) -> int:
+        return self.work(epoch)
+
+
+class Source(Failing):
+    async def committed(self, positions: dict[str, int]) -> None:
+        self.work(positions["p"])
+
+    def lag_records(self) -> dict[str, int]:
+        return {"p": 7}
+
+
+class Runner(Failing):
+    """An exporter's runner at the head that the test sets."""
+
+    def __init__(self, errors: Iterable[BaseException] = ()) -> None:
+        super().__init__(errors)
+        self.head = 0
+        self.status = SimpleNamespace(position=None, last_bytes=0)
+
+    def catch_up(self, stop: Callable[[], bool]) -> int:
+        self.status = SimpleNamespace(position=SimpleNamespace(epoch=self.work(self.head)), last_bytes=5)
+        return self.head
+
+
+class Following:
+    """Views of fakes, running."""
+
+    def __init__(self, applier: Applier, source: Source, runner: Runner, log: Any, **settings: Any) -> None:
+        self.metrics, self.head, self.runner = Metrics(), Head(record(0)), runner
+        chosen = LogSettings(path="nowhere", **settings)
+        self.views = Views(chosen, log, self.head, source, applier, {"deltas": runner}, self.metrics)  # type: ignore[arg-type]
+        self.group = asyncio.TaskGroup()
+
+    def move(self, epoch: int) -> None:
+        self.runner.head = epoch
+        self.head.move(record(epoch))
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"streamtrain_{name}", labels)
+
+
+@contextlib.asynccontextmanager
+async def following(
+    *,
+    applier: Applier | None = None,
+    source: Source | None = None,
+    runner: Runner | None = None,
+    log: Any = None,
+    **settings: Any,
+) -> AsyncIterator[Following]:
+    made = Following(
+        applier or Applier(),
+        source or Source(),
+        runner or Runner(),
+        log or SimpleNamespace(bases=list),
+        **settings,
+    )
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        tasks = made.views.start(group)
+        yield made
+        for task in tasks:
+            task.cancel()
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_PAUSE_FIRST_S", "_PAUSE_MAX_S", "_FOLD_PAUSE_FIRST_S", "_FOLD_PAUSE_MAX_S"):
+        monkeypatch.setattr(module, name, 0.001)
+
+
+async def test_waiting_for_the_head_ends_when_it_is_newer() -> None:
+    head = Head(record(3))
+    waiting = asyncio.create_task(head.beyond(4))
+    for epoch in (3, 4):
+        head.move(record(epoch))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    head.move(record(6))
+    await asyncio.wait_for(waiting, 30)
+    await head.beyond(5)
+
+
+async def test_every_view_follows_the_head_and_the_end_waits_for_all() -> None:
+    applier, source = Applier(), Source()
+    async with following(applier=applier, source=source) as made:
+        made.move(3)
+        await made.views.finish(30)
+        assert applier.epochs[-1] == 3 and source.epochs[-1] == 30
+        assert made.value("store_applied_epoch") == 3
+        assert made.value("export_epoch", exporter="deltas") == 3
+        assert made.value("export_bytes", exporter="deltas") == 5
+        assert made.value("lag_records", partition="p") == 7
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("away"), ExportError("full"), LogError("cannot read"), OSError(5, "broken")]
+)
+async def test_a_view_that_fails_is_tried_again_and_holds_up_nobody(error: Exception) -> None:
+    applier, runner = Applier([error] * 3), Runner([error] * 3)
+    async with following(applier=applier, runner=runner) as made:
+        made.move(2)
+        await made.views.finish(30)
+        assert applier.epochs[-1] == 2 and runner.epochs[-1] == 2
+        assert made.value("store_errors_total") == 3
+        assert made.value("export_errors_total", exporter="deltas") == 3
+
+
+@pytest.mark.parametrize("error", [StoreRefused("another model"), CorruptRecord("epoch 3: damaged")])
+async def test_what_only_a_person_can_mend_stops_the_daemon(error: StreamtrainError) -> None:
+    with pytest.raises(ExceptionGroup) as raised:
+        async with following(applier=Applier([error])) as made:
+            await made.views.finish(30)
+    assert raised.value.exceptions == (error,)
+
+
+async def test_the_end_does_not_wait_for_ever_for_a_view_that_is_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with following(applier=Applier([StoreUnavailable("away")] * 100_000)) as made:
+        made.move(1)
+        await made.views.finish(0.05)
+    assert "stopping with store behind the log" in caplog.text
+
+
+async def test_an_export_in_hand_is_told_to_stop_when_the_view_is_cancelled() -> None:
+    entered, stopped = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    class Slow(Runner):
+        def catch_up(self, stop: Callable[[], bool]) -> int:
+            loop.call_soon_threadsafe(entered.set)
+            while not stop():
+                pass
+            stopped.set()
+            return super().catch_up(stop)
+
+    async with following(runner=Slow()):
+        await entered.wait()
+    assert await asyncio.to_thread(stopped.wait, 30)
+
+
+class Bases:
+    """A log that answers what it was given, one at a time; `exhausted` once it has given the last one."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = deque(answers)
+        self.exhausted = threading.Event()
+
+    def bases(self) -> list[int]:
+        answer = self._answers[0]
+        if len(self._answers) == 1:
+            self.exhausted.set()
+        else:
+            self._answers.popleft()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+async def test_a_fold_that_cannot_be_started_is_tried_again_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    log = Bases([], [], [], [100])
+    async with following(log=log, base_every_epochs=1) as made:
+        made.move(1)
+        assert await asyncio.to_thread(log.exhausted.wait, 30)
+        await made.views.finish(30)
+    assert "folding a base failed, it is tried again" in caplog.text
+
+
+async def test_a_fold_that_fails_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    log = Bases([], [100])
+    async with following(log=log, base_every_epochs=1) as made:
+        made.move(1)
+        assert await asyncio.to_thread(log.exhausted.wait, 30)
+    assert "there is no epoch log in" in caplog.text
+
+
+async def test_bases_that_cannot_be_listed_for_a_while_do_not_stop_the_daemon() -> None:
+    log = Bases(LogError("cannot read"), LogError("cannot read"), [100])
+    async with following(log=log):
+        assert await asyncio.to_thread(log.exhausted.wait, 30)

@@ -6,9 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+import hypothesis
 import pytest
 
 from tests.servers import KafkaServer, RedisCluster, RedisServer, ServerFailed, missing_programs
+
+# A first example may compile a kernel; how long one takes is the benchmarks' business.
+hypothesis.settings.register_profile("streamtrain", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("streamtrain")
 
 _absent: dict[str, str] = {}
 

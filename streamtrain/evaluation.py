@@ -101,7 +101,7 @@ async def evaluate(job: Job, progress: Callable[[int], None] = lambda _: None) -
       StreamtrainError: as the daemon would.
     """
     metrics = Metrics()
-    learner = await asyncio.to_thread(_warm, job)
+    learner = await asyncio.to_thread(Learner.warm, job)
     source = plugins.load("consumers", job.source.kind)(job.source, until_end=True)
     decoder = Decoder(job.sample_schema, codec=job.source.codec)
     source.use_columns(decoder.columns.arrow_schema.names)
@@ -114,9 +114,14 @@ async def evaluate(job: Job, progress: Callable[[int], None] = lambda _: None) -
             await source.start(None)
             begin = time.perf_counter()
             feeding = asyncio.create_task(feed.run(), name="feed")
-            samples, bad = await asyncio.to_thread(_learn_all, learner, handoff, job, scores, progress)
-            seconds = time.perf_counter() - begin
-            await feeding
+            try:
+                samples, bad = await asyncio.to_thread(_learn_all, learner, handoff, job, scores, progress)
+                seconds = time.perf_counter() - begin
+                await feeding
+            finally:
+                # Where learning failed, the feed still waits for room; where reading did, the thread has ended.
+                feeding.cancel()
+                await asyncio.gather(feeding, return_exceptions=True)
         finally:
             await source.close()
         return Evaluation(
@@ -126,12 +131,6 @@ async def evaluate(job: Job, progress: Callable[[int], None] = lambda _: None) -
             scores.quality(labels, samples // 2, samples),
             seconds,
         )
-
-
-def _warm(job: Job) -> Learner:
-    learner = Learner(job)
-    learner.warm_up()
-    return learner
 
 
 def _learn_all(

@@ -59,9 +59,11 @@ async def replay(
     if epoch < 1:
         raise EpochMissing("epoch 0 is the genesis: it learned from nothing, so there is nothing to replay")
     expected = await asyncio.to_thread(log.read, epoch)
-    batch_size = int(expected.notes.get("batch_size", job.training.batch_size))
-    training = job.training.model_copy(update={"batch_size": batch_size})
-    job = job.model_copy(update={"training": training})
+    # What the job may change between starts, as it was when the epoch was learned.
+    recorded = {
+        name: int(expected.notes[name]) for name in ("batch_size", "window_samples") if name in expected.notes
+    }
+    job = job.model_copy(update={"training": job.training.model_copy(update=recorded)})
     source: Source = plugins.load("consumers", job.source.kind)(job.source)
     learner = await asyncio.to_thread(_restored, job, log, epoch, source.sequential)
     decoder = Decoder(job.sample_schema, codec=job.source.codec)
@@ -76,8 +78,7 @@ async def replay(
 
 
 def _restored(job: Job, log: EpochLog, epoch: int, sequential: bool) -> Learner:
-    learner = Learner(job)
-    learner.warm_up()
+    learner = Learner.warm(job)
     learner.restore(recover(log, upto=epoch - 1), sequential=sequential)
     return learner
 

@@ -7,12 +7,13 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from streamtrain import plugins
 from streamtrain.config import Job
+from streamtrain.errors import EpochMissing, Fenced
 from streamtrain.exports import ExportRunner
 from streamtrain.health import Health
 from streamtrain.http import serve
@@ -40,6 +41,16 @@ __all__ = ["Service"]
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Parts:
+    """What learns, once everything is open and recovered."""
+
+    head: Head
+    feed: Feed
+    views: Views
+    trainer: Trainer
+
+
 class Service:
     """One daemon, from start to stop. Made and used on one event loop.
 
@@ -56,26 +67,29 @@ class Service:
         self._metrics = Metrics()
         self._health = Health()
         self._stopping = asyncio.Event()
+        self._starting: asyncio.Task[_Parts] | None = None
+        self._deadline: float | None = None
         self._trainer: Trainer | None = None
         self._committer: Committer | None = None
 
     def stop(self) -> None:
-        """Finishes the step in hand, commits it and lets `run` return. May be called again."""
+        """Finishes the step in hand, commits it and lets `run` return; gives up a start. May be called again."""
         if self._stopping.is_set():
             return
         logger.info("stopping: the step in hand is finished and committed")
         self._stopping.set()
         self._health.say("stopping")
+        if self._starting is not None:
+            self._starting.cancel()
         if self._trainer is not None:
             self._trainer.stop()
-        if self._committer is not None:
-            asyncio.get_running_loop().call_later(self._job.training.stop_timeout_s, self._committer.abandon)
+            self._begin_end()
 
     async def run(self) -> EpochRecord | None:
         """Runs until the source's end (where `until_end`), `stop`, or a fault.
 
         Returns:
-          The newest durable record; None when it was stopped before it had one.
+          The newest durable record; None when it was stopped before it had recovered one.
 
         Raises:
           StreamtrainError: what stopped it; everything committed before is durable.
@@ -87,9 +101,25 @@ class Service:
                 stack.callback(loop.remove_signal_handler, number)
             if self._job.http.enabled:
                 await stack.enter_async_context(serve(self._job.http, self._metrics, self._health))
-            return await self._run(stack)
+            parts = await self._start_unless_stopped(stack)
+            if parts is None:
+                return None
+            await self._learn(parts)
+            return parts.head.record
 
-    async def _run(self, stack: AsyncExitStack) -> EpochRecord | None:
+    async def _start_unless_stopped(self, stack: AsyncExitStack) -> _Parts | None:
+        """Whatever a start waits for (a broker, a store, a long log), `stop` ends it: nothing was learned yet."""
+        self._starting = asyncio.create_task(self._start(stack), name="start")
+        try:
+            return await self._starting
+        except asyncio.CancelledError:
+            if (this := asyncio.current_task()) is not None and this.cancelling():
+                raise
+            return None
+        finally:
+            self._starting = None
+
+    async def _start(self, stack: AsyncExitStack) -> _Parts:
         job = self._job
         log = await asyncio.to_thread(EpochLog.open_or_create, job.log.path, job.name, job.describe())
         stack.enter_context(log.lock())
@@ -102,11 +132,9 @@ class Service:
         source.use_columns(decoder.columns.arrow_schema.names)
 
         self._health.say("compiling")
-        learner = await asyncio.to_thread(_warm_learner, job)
+        learner = await asyncio.to_thread(Learner.warm, job)
         self._health.say("recovering")
         head = Head(await self._recover(learner, log, source, applier))
-        if self._stopping.is_set():
-            return head.record
         prefetch = None
         if store is not None and applier is not None and head.epoch > 0:
             rows_max = {name: table.rows_max for name, table in job.tables.items()}
@@ -125,8 +153,7 @@ class Service:
         views = Views(job.log, log, head, source, applier, runners, self._metrics)
         self._health.set_ready()
         logger.info("learning: epoch %d, %d samples so far", head.epoch, head.record.samples_total)
-        await self._learn(feed, views, self._trainer)
-        return head.record
+        return _Parts(head, feed, views, self._trainer)
 
     async def _open_store(self, log: EpochLog, stack: AsyncExitStack) -> Store | None:
         store = open_store(self._job.store)
@@ -161,16 +188,25 @@ class Service:
             log.append(genesis)
             records = iter([genesis])
         else:
-            records = iter([log.read(head)]) if applier is not None else recover(log)
+            records = recover(log) if applier is None else iter([_newest(log, head)])
         if applier is not None:
             await applier.catch_up(0 if head is None else head)
         last = await asyncio.to_thread(
-            learner.restore, records, sequential=source.sequential, rows=applier is None
+            learner.restore, self._unless_stopped(records), sequential=source.sequential, rows=applier is None
         )
         if head is not None:
-            await source.start(last.positions, last.notes.get("source", ""))
+            # A base has no notes: the identity of the source stands in the epoch's own record.
+            await source.start(last.positions, log.describe(head).notes.get("source", ""))
+            learner.source = source.identity
             logger.info("recovered epoch %d: %d samples", last.epoch, last.samples_total)
         return last
+
+    def _unless_stopped(self, records: Iterable[EpochRecord]) -> Iterator[EpochRecord]:
+        """The records; fewer when the daemon is stopped meanwhile, so that the thread that reads them ends."""
+        for record in records:
+            yield record
+            if self._stopping.is_set():
+                return
 
     def _announcer(self, head: Head) -> Callable[[EpochRecord, str], None]:
         """What the writer thread calls when a record is durable: it moves the head, on the loop."""
@@ -188,34 +224,54 @@ class Service:
 
         return announce
 
-    async def _learn(self, feed: Feed, views: Views, trainer: Trainer) -> None:
+    async def _learn(self, parts: _Parts) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                feeding = group.create_task(feed.run(), name="feed")
-                viewing = views.start(group)
-                await _in_thread(trainer)
+                feeding = group.create_task(parts.feed.run(), name="feed")
+                viewing = parts.views.start(group)
+                await self._train(parts.trainer)
                 feeding.cancel()
-                await views.finish(self._job.training.stop_timeout_s)
+                await parts.views.finish(self._begin_end())
                 for task in viewing:
                     task.cancel()
-        except BaseExceptionGroup as group_error:
-            # One fault stopped the daemon; the others are its echo.
-            raise group_error.exceptions[0] from None
+        except BaseExceptionGroup as faults:
+            raise _gravest(faults.exceptions) from None
+
+    async def _train(self, trainer: Trainer) -> None:
+        """Runs the trainer in a thread of its own. When cancelled, it lets the step in hand be committed first."""
+        with ThreadPoolExecutor(1, "trainer") as executor:
+            running = asyncio.get_running_loop().run_in_executor(executor, trainer.run)
+            try:
+                await asyncio.shield(running)
+            except asyncio.CancelledError:
+                trainer.stop()
+                # Something has failed: a log that has no room must not keep that from being told.
+                self._begin_end()
+                await running
+                raise
+
+    def _begin_end(self) -> float:
+        """From its first call on, everything that is left to do shares one deadline; returns the seconds up to it."""
+        loop = asyncio.get_running_loop()
+        if self._deadline is None:
+            self._deadline = loop.time() + self._job.training.stop_timeout_s
+            assert self._committer is not None
+            loop.call_at(self._deadline, self._committer.abandon)
+        return max(0.0, self._deadline - loop.time())
 
 
-async def _in_thread(trainer: Trainer) -> None:
-    """Runs the trainer in a thread of its own. When cancelled, it lets the step in hand be committed first."""
-    with ThreadPoolExecutor(1, "trainer") as executor:
-        running = asyncio.get_running_loop().run_in_executor(executor, trainer.run)
-        try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            trainer.stop()
-            await running
-            raise
+def _newest(log: EpochLog, epoch: int) -> EpochRecord:
+    """The record of the head, or the base that stands for it."""
+    try:
+        return log.read(epoch)
+    except EpochMissing:
+        return log.read_base(epoch)
 
 
-def _warm_learner(job: Job) -> Learner:
-    learner = Learner(job)
-    learner.warm_up()
-    return learner
+def _gravest(faults: Sequence[BaseException]) -> BaseException:
+    """The fault to raise: being fenced, whatever was noticed first, else the first one. The others are its echo."""
+    gravest = next((fault for fault in faults if isinstance(fault, Fenced)), faults[0])
+    for other in faults:
+        if other is not gravest:
+            logger.warning("also failed: %s: %s", type(other).__name__, other)
+    return gravest

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ def job(folder: Path, **sections: Any) -> Job:
         "seed": 3,
         "source": {"kind": "tests.fakes:ScriptedSource"},
         "schema": SCHEMA,
-        "tables": {"main": {"dim": 2}},
+        "tables": {"main": {"dim": 1}},
         "model": {"kind": "linear"},
         "training": {"batch_size": 8, "linger_ms": 1},
         "log": {"path": str(folder / "model"), "epoch_interval_s": 0.05},
@@ -65,14 +65,14 @@ class ScriptedSource:
     """Gives the chunks of `script`, raises its errors, awaits its events; then ends, or waits for ever.
 
     Attributes:
-      script: of the class, because the daemon makes the source; taken by the next one that is made.
+      script, on_start: of the class, because the daemon makes the source; the script is taken by the next one made.
       made: the last one that was made.
     """
 
     Settings = ScriptedSettings
     sequential = False
     script: Iterable[Chunk | BaseException | asyncio.Event] = ()
-    start_gate: asyncio.Event | None = None
+    on_start: Callable[[], Awaitable[object]] | None = None
     made: ScriptedSource
 
     def __init__(self, settings: ScriptedSettings, *, until_end: bool = False) -> None:
@@ -88,8 +88,8 @@ class ScriptedSource:
 
     async def start(self, positions: Positions | None, identity: str = "") -> dict[str, int]:
         self.started_at = (None if positions is None else dict(positions), identity)
-        if (gate := type(self).start_gate) is not None:
-            await gate.wait()
+        if (on_start := type(self).on_start) is not None:
+            await on_start()
         self.identity = "topic-1"
         return {"p": 0} if positions is None else dict(positions)
 

@@ -24,6 +24,9 @@ class Learner:
     The state after `learn` depends on the job, the minibatches and their order alone: never on a clock.
     """
 
+    source = ""
+    """The identity of the source, which every record carries on."""
+
     def __init__(self, job: Job) -> None:
         layout = job.layout
         self.layout = layout
@@ -32,9 +35,15 @@ class Learner:
             layout, job.model, job.optimizer, seed=job.seed, batch_size=job.training.batch_size
         )
         self.prequential = Prequential(layout.labels, job.training.window_samples)
-        # The padded shapes follow from it, and they can move a bit: a replay must use the same.
-        self._notes = {"batch_size": str(job.training.batch_size)}
+        self._training = job.training
         self._epochs: EpochBuilder | None = None
+
+    @classmethod
+    def warm(cls, job: Job) -> Learner:
+        """One that has compiled everything: see `warm_up`. Takes seconds, so call it in a thread."""
+        learner = cls(job)
+        learner.warm_up()
+        return learner
 
     def warm_up(self) -> None:
         """Compiles every kernel and every padded shape, so that nothing compiles while samples wait."""
@@ -46,8 +55,9 @@ class Learner:
 
         Args:
           positions: what `Source.start` returned.
-          source: the source's identity; every record carries it on.
+          source: the source's identity.
         """
+        self.source = source
         return EpochRecord(
             epoch=0,
             previous="",
@@ -59,7 +69,7 @@ class Learner:
             tables=self.sparse.cut(),
             dense=self.dense.state(),
             metrics=self.prequential.state(),
-            notes=self._notes | {"source": source},
+            notes=self._notes(),
         )
 
     def restore(self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool = True) -> EpochRecord:
@@ -81,7 +91,7 @@ class Learner:
         self.dense.load(last.dense)
         self.prequential.load(last.metrics)
         self._epochs = EpochBuilder(last, sequential=sequential)
-        self._notes["source"] = last.notes.get("source", "")
+        self.source = last.notes.get("source", "")
         return last
 
     @property
@@ -127,7 +137,15 @@ class Learner:
 
     def cut(self) -> EpochRecord:
         """Copies everything that changed since the last cut. Falls between two steps."""
-        return self.epochs.cut(self.sparse.cut(), self.dense.state(), self.prequential.state(), self._notes)
+        return self.epochs.cut(self.sparse.cut(), self.dense.state(), self.prequential.state(), self._notes())
+
+    def _notes(self) -> dict[str, str]:
+        """What may change from one start to the next and yet decides bits: padded shapes follow from the batch size."""
+        return {
+            "batch_size": str(self._training.batch_size),
+            "window_samples": str(self._training.window_samples),
+            "source": self.source,
+        }
 
 
 def _pad(array: np.ndarray, rows: int) -> np.ndarray:

@@ -9,7 +9,8 @@ out: it happens before readiness. `evaluate` is the same learning without a log.
 
 How to read it: `decode`, `step`, `trainer_waits` and `commit` are shares of the wall clock. `trainer_waits` near 0: the
 trainer thread is the bound. `decode` near 1: decoding is. Neither: the source, or the machine has too few `cores` for
-what runs beside the daemon (the broker and Redis share them here). `behind` is how many epochs the views of the log
+what runs beside the daemon (the broker and Redis share them here): `samples_per_core_s`, by processor time, is what a
+busy machine disturbs least. `behind` is how many epochs the views of the log
 (Redis, deltas) were behind when the last sample was learned.
 """
 
@@ -120,6 +121,7 @@ def _run(
         "samples_per_s": round(samples.samples / seconds),
         **stage_shares(dict.fromkeys(first, 0.0), last, seconds),
         "cores": round(processor / seconds, 2),
+        "samples_per_core_s": round(samples.samples / processor),
         "epochs": int(last["streamtrain_epoch"]),
         "behind": int(max((last["streamtrain_epoch"] - last.get(view, 0) for view in views), default=0)),
     }

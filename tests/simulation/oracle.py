@@ -1,0 +1,187 @@
+"""What must hold, checked at every durable epoch, at every move of a view, and at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from streamtrain.log.reader import LogReader
+from streamtrain.log.record import EpochRecord
+from streamtrain.log.recovery import recover
+from streamtrain.log.verify import verify
+from streamtrain.serving.files import read_export
+from streamtrain.serving.manifest import Manifest
+from streamtrain.serving.model import ServedModel
+from tests.simulation.disk import Disk
+from tests.simulation.ledger import TABLES, Ledger, Row, as_rows
+from tests.simulation.store import SHARDS, Shards
+from tests.simulation.stream import Stream
+
+__all__ = ["Committed", "Oracle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One durable epoch, and the state that an undisturbed run over the recorded spans has there."""
+
+    digest: str
+    tables: dict[str, dict[int, Row]]
+    dense: int
+
+
+class Oracle:
+    """Learns every durable epoch again from the stream, and compares.
+
+    Attributes:
+      history: by number, the durable epochs.
+      shown: the epoch that the follower served last.
+    """
+
+    def __init__(self, stream: Stream, log: LogReader, disk: Disk, store: Shards) -> None:
+        self._stream, self._log, self._disk, self._store = stream, log, disk, store
+        self._twin = Ledger()
+        self._step = 0
+        self._learned: Counter[int] = Counter()
+        self._positions: dict[str, int] = {}
+        self.history: list[Committed] = []
+        self.shown = -1
+
+    @property
+    def head(self) -> int:
+        return len(self.history) - 1
+
+    # Epochs
+
+    def synced(self, directory: Path) -> None:
+        """Takes note of epochs whose names have become durable."""
+        if directory.name == "epochs":
+            while (path := self._log.epoch_path(self.head + 1)).name in self._disk.durable[directory]:
+                record = self._log.read(self.head + 1)
+                self._commit(record, self._log.digest(record.epoch))
+                self._disk.scheduler.say(
+                    f"{path.stem.lstrip('0') or '0'} is durable: {record.samples} samples by {record.writer or '-'}"
+                )
+
+    def _commit(self, record: EpochRecord, digest: str) -> None:
+        epoch, before = record.epoch, self.history[-1].digest if self.history else ""
+        assert record.previous == before, f"epoch {epoch} does not follow the epoch before it"
+        if epoch == 0:
+            self._positions = dict(record.positions)
+        else:
+            self._relearn(record)
+        cut = self._twin.cut()
+        for name in TABLES:
+            ours, theirs = cut[name], record.tables[name]
+            assert as_rows(theirs) == as_rows(ours), f"epoch {epoch}: {name} is not what its spans teach"
+            same = np.array_equal(np.sort(theirs.tombstones), np.sort(ours.tombstones))
+            assert same, f"epoch {epoch}: other rows of {name} are removed"
+        assert int(record.dense["params/hash"]) == self._twin.dense, f"epoch {epoch}: the dense state differs"
+        assert record.positions == self._positions, (
+            f"epoch {epoch}: positions {record.positions}, its spans end at {self._positions}"
+        )
+        tables = {name: dict(rows) for name, rows in self._twin.tables.items()}
+        self.history.append(Committed(digest, tables, self._twin.dense))
+
+    def _relearn(self, record: EpochRecord) -> None:
+        """An undisturbed run over the spans of an epoch."""
+        assert record.step_first == self._step, f"epoch {record.epoch} begins at step {record.step_first}, not {self._step}"
+        bad = samples = 0
+        for step, spans in groupby(record.spans.spans.tolist(), key=lambda span: span[0]):
+            batch: list[int] = []
+            for _, index, first, next_, count in spans:
+                name = record.spans.partitions[index]
+                self._advance(name, first, next_)
+                records = list(self._stream.span(name, first, next_))
+                good = [record.sample for record in records if record.sample is not None]
+                assert len(good) == count, f"epoch {record.epoch}: a span of {len(good)} samples says {count}"
+                bad += len(records) - len(good)
+                batch += good
+            if batch:
+                assert step == self._step, f"epoch {record.epoch}: step {step} follows {self._step - 1}"
+                self._twin.learn(batch, step)
+                self._step += 1
+                self._learned.update(batch)
+                samples += len(batch)
+        assert (record.samples, record.bad_samples) == (samples, bad), f"epoch {record.epoch} miscounts"
+        assert record.step_next == self._step, f"epoch {record.epoch} miscounts steps"
+        assert record.samples_total == sum(self._learned.values()), f"epoch {record.epoch} miscounts all samples"
+
+    def _advance(self, name: str, first: int, next_: int) -> None:
+        known = self._positions.get(name)
+        if known is None and self._stream.sequential:
+            self._positions.clear()
+        at = self._stream.begins[name] if known is None else known
+        assert first == at, f"{name}: records from {first} are learned where {at} comes next"
+        self._positions[name] = next_
+
+    # Views
+
+    def announced(self, epoch: int, digest: str) -> None:
+        """A writer says that an epoch is durable."""
+        assert epoch <= self.head, f"epoch {epoch} was announced before it was durable"
+        assert self.history[epoch].digest == digest, f"epoch {epoch} was announced, but another one is durable"
+
+    def restored(self, epoch: int, model: Ledger, *, rows: bool) -> None:
+        """A trainer begins from an epoch."""
+        assert epoch <= self.head, f"training goes on from epoch {epoch}, which is not durable"
+        committed = self.history[epoch]
+        assert model.dense == committed.dense, f"recovery of epoch {epoch} gives another dense state"
+        assert not rows or model.tables == committed.tables, f"recovery of epoch {epoch} gives other rows"
+
+    def shard_whole(self, number: int) -> None:
+        """A shard of the store has reached an epoch."""
+        shard = self._store.shards[number]
+        assert shard.epoch is not None
+        assert shard.epoch <= self.head, f"shard {number} has epoch {shard.epoch} before it is durable"
+        for name, rows in self.history[shard.epoch].tables.items():
+            mine = {id_: row for id_, row in rows.items() if id_ % SHARDS == number}
+            assert shard.rows[name] == mine, f"shard {number}: {name} is not that of epoch {shard.epoch}"
+
+    def served(self, epoch: int, digest: str, weights: dict[str, dict[int, float]], dense: int) -> None:
+        """What a follower serves."""
+        assert epoch <= self.head and self.history[epoch].digest == digest, (
+            f"epoch {epoch} ({digest[:12]}) is served, which was never committed"
+        )
+        self.shown, committed = epoch, self.history[epoch]
+        for name, rows in committed.tables.items():
+            assert weights[name] == {id_: row[0] for id_, row in rows.items()}, f"epoch {epoch}: {name} is served wrong"
+        assert dense == committed.dense, f"epoch {epoch}: the dense state is served wrong"
+
+    # The disk
+
+    def check_after_power_cut(self, exports: Path) -> None:
+        """What was durable is there, and what the export's manifest names is whole."""
+        durable = self._disk.durable
+        there = [int(name[:20]) for part in ("epochs", "bases") for name in durable.get(self._log.path / part, ())]
+        assert self.head <= max(there, default=-1), f"epoch {self.head} was durable, and is gone"
+        self.check_export(exports)
+
+    def check_export(self, exports: Path) -> int:
+        """Every file that the manifest names is whole; returns its head, -1 where there is none."""
+        if not (exports / "manifest.json").exists():
+            return -1
+        manifest, model = Manifest.read(exports / "manifest.json"), ServedModel.read(exports / "model.json")
+        for entry in (*manifest.bases, *manifest.deltas):
+            read_export(exports, entry, model)
+        return manifest.head.epoch
+
+    def check_end(self, exports: Path) -> None:
+        """Everything is learned once, and every view has it."""
+        expected = Counter(range(1, self._stream.samples + 1))
+        lost, doubled = expected - self._learned, self._learned - expected
+        assert not lost, f"lost: {sorted(lost)}"
+        assert not doubled, f"learned twice: {sorted(doubled)}"
+        report = verify(self._log.path)
+        assert report.ok, f"verify: {report.problems[0]}"
+        assert report.head == self.head, f"the log ends at {report.head}, durable was {self.head}"
+        last = Ledger()
+        for record in recover(self._log):
+            last.load(record)
+        self.restored(self.head, last, rows=True)
+        assert set(last.tables["ledger"]) == set(expected), "the ledger misses samples"
+        assert all(row[1] == 1 for row in last.tables["ledger"].values()), "the ledger counts a sample twice"
+        assert self.check_export(exports) in (-1, self.head), "the export stops before the log's head"

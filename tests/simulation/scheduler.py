@@ -1,0 +1,245 @@
+"""Runs blocking code as fibers, one at a time, in an order that a seed decides.
+
+A fiber is a thread that holds the only baton while it runs. It gives the baton away at `point` and `wait` alone, so
+a run is a function of its seed, although what runs is the product's own threads, locks and queues (see `loom`).
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Died", "Fiber", "Process", "Scheduler", "Stuck"]
+
+_PICKS_MAX = 20_000
+
+
+class Died(BaseException):
+    """The process is gone: nothing that it would do afterwards happens."""
+
+
+class Stuck(Exception):
+    """Nothing can run any more, or nothing ends."""
+
+
+class Process:
+    """Fibers that live and die together.
+
+    Attributes:
+      dead: killed, or gone by itself.
+      paused_until: stopped (SIGSTOP) until then.
+      cleanups: what the system does for the dead: closes descriptors, and so lets go of locks.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.dead = False
+        self.paused_until = 0.0
+        self.fibers: list[Fiber] = []
+        self.cleanups: list[Callable[[], object]] = []
+        self.on_error: Callable[[Fiber, BaseException], None] | None = None
+
+
+class Fiber:
+    """One thread of a process."""
+
+    def __init__(self, process: Process, name: str, body: Callable[[], object]) -> None:
+        self.process, self.name, self.body = process, name, body
+        self.baton = threading.Lock()
+        self.baton.acquire()
+        self.ready: Callable[[], bool] | None = None
+        self.deadline: float | None = None
+        self.done = False
+        self.return_to: Fiber | None = None
+
+
+class _Worker:
+    """A thread that runs fibers one after another: starting one is dear, and every seed needs dozens."""
+
+    idle: list[_Worker] = []  # noqa: RUF012 - shared on purpose
+
+    def __init__(self) -> None:
+        self.go = threading.Lock()
+        self.go.acquire()
+        self.job: Callable[[], Callable[[], None]] | None = None
+        threading.Thread(target=self._run, name="fiber", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self.go.acquire()
+            assert self.job is not None
+            hand_over = self.job()
+            self.job = None
+            _Worker.idle.append(self)
+            hand_over()
+
+
+class Scheduler:
+    """The world's clock, dice and order of events.
+
+    Args:
+      seed: decides everything.
+
+    Attributes:
+      now: seconds; moves at every switch.
+      random: the dice of this world.
+      failure: what ended the run, if anything did.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.now = 1000.0
+        self.failure: BaseException | None = None
+        self.picks = 0
+        self.trace: list[tuple[float, str, str]] = []
+        self.processes: list[Process] = []
+        self._fibers: list[Fiber] = []
+        self._main = Fiber(Process("main"), "main", lambda: None)
+        self.current = self._main
+        self._stopped = False
+        # Some worlds switch at nearly every call, others rarely: both find faults that the other does not.
+        self._switch_share = self.random.choice([0.02, 0.1, 0.4])
+
+    def say(self, event: str) -> None:
+        """Notes an event for the trace."""
+        self.trace.append((self.now, f"{self.current.process.name}/{self.current.name}", event))
+
+    # Called by the fiber that runs
+
+    def point(self) -> None:
+        """Others may run here. Raises Died where the process is gone."""
+        if self.current.process.dead:
+            raise Died
+        if self.current is not self._main and self.random.random() < self._switch_share:
+            self._switch(self.current)
+
+    def wait(self, ready: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Runs others until `ready` or the time is over; whether it is ready."""
+        fiber = self.current
+        if fiber.process.dead:
+            raise Died
+        fiber.ready, fiber.deadline = ready, None if timeout_s is None else self.now + timeout_s
+        self._switch(fiber)
+        fiber.ready, fiber.deadline = None, None
+        return ready()
+
+    def sleep(self, seconds: float) -> None:
+        self.wait(_never, seconds)
+
+    def spawn(self, process: Process, name: str, body: Callable[[], object]) -> Fiber:
+        """A new fiber, which runs when its turn comes."""
+        fiber = Fiber(process, name, body)
+        if not process.fibers:
+            self.processes.append(process)
+        process.fibers.append(fiber)
+        self._fibers.append(fiber)
+        worker = _Worker.idle.pop() if _Worker.idle else _Worker()
+        worker.job = lambda: self._life(fiber)
+        worker.go.release()
+        return fiber
+
+    def kill(self, process: Process) -> None:
+        """Ends a process where it stands; its other fibers unwind at once, without effect."""
+        me = self.current
+        process.dead = True
+        for fiber in list(process.fibers):
+            if fiber is not me and not fiber.done:
+                fiber.return_to, self.current = me, fiber
+                fiber.baton.release()
+                me.baton.acquire()
+                self.current = me
+        for cleanup in reversed(process.cleanups):
+            cleanup()
+        process.cleanups.clear()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the run: an invariant does not hold."""
+        if self.failure is None:
+            self.failure = error
+            self.say(f"FAILED: {type(error).__name__}: {error}")
+        self._stopped = True
+
+    def finish(self) -> None:
+        """Ends the run well."""
+        self._stopped = True
+
+    # Called by the one who made it
+
+    def run(self) -> None:
+        """Runs until `finish`, or until something fails; then everything is dead."""
+        self._pass_on(self._main)
+        for process in self.processes:
+            self.kill(process)
+
+    # Passing the baton
+
+    def _life(self, fiber: Fiber) -> Callable[[], None]:
+        fiber.baton.acquire()
+        try:
+            if not fiber.process.dead:
+                fiber.body()
+        except Died:
+            pass
+        except BaseException as error:
+            self._ended_badly(fiber, error)
+        fiber.done = True
+        fiber.process.fibers.remove(fiber)
+        self._fibers.remove(fiber)
+        successor = fiber.return_to or self._pick()
+        self.current = successor
+        return successor.baton.release
+
+    def _ended_badly(self, fiber: Fiber, error: BaseException) -> None:
+        try:
+            if fiber.process.on_error is None:
+                raise error
+            fiber.process.on_error(fiber, error)
+        except BaseException as failure:
+            self.fail(failure)
+
+    def _switch(self, fiber: Fiber) -> None:
+        self._pass_on(fiber)
+        if fiber.process.dead:
+            raise Died
+
+    def _pass_on(self, fiber: Fiber) -> None:
+        successor = self._pick()
+        if successor is not fiber:
+            self.current = successor
+            successor.baton.release()
+            fiber.baton.acquire()
+
+    def _pick(self) -> Fiber:
+        """Who runs next. Time goes on a little; where nobody can run, to when somebody can."""
+        self.picks += 1
+        if self.picks > _PICKS_MAX:
+            self.fail(Stuck(f"no end after {_PICKS_MAX} switches"))
+        self.now += self.random.random() * 0.002
+        while not self._stopped:
+            now = self.now
+            able = [f for f in self._fibers if f.process.paused_until <= now and _able(f, now)]
+            if able:
+                return able[int(self.random.random() * len(able))]
+            self._jump()
+        return self._main
+
+    def _jump(self) -> None:
+        times = [f.process.paused_until for f in self._fibers if f.process.paused_until > self.now]
+        times += [f.deadline for f in self._fibers if f.deadline is not None and f.deadline > self.now]
+        if times:
+            self.now = min(times)
+        else:
+            waiting = ", ".join(f"{f.process.name}/{f.name}" for f in self._fibers)
+            self.fail(Stuck(f"nothing can run any more: {waiting or 'nobody is left'}"))
+
+
+def _able(fiber: Fiber, now: float) -> bool:
+    if fiber.ready is None or (fiber.deadline is not None and fiber.deadline <= now):
+        return True
+    return fiber.ready()
+
+
+def _never(*_: Any) -> bool:
+    return False

@@ -1,0 +1,173 @@
+"""What there is to learn: partitions with gaps and bad records, written while the world runs; and a source that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+
+from streamtrain.errors import BadSample
+from streamtrain.samples.batch import Ragged, SampleBatch
+from streamtrain.samples.decoder import DecodedChunk
+from tests.simulation.scheduler import Scheduler
+
+__all__ = ["HOT_IDS", "Record", "SimulatedSource", "Stream"]
+
+HOT_IDS = 5
+"""Ids of the table `hot`, which all samples share."""
+
+_START = 100
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a partition.
+
+    Attributes:
+      sample: the sample's own id; None for a record that is no sample.
+      at: when it is written, in seconds of the world.
+    """
+
+    offset: int
+    sample: int | None
+    at: float
+
+
+@dataclass
+class Stream:
+    """All records, immutable but for time.
+
+    Attributes:
+      sequential: partitions follow one another, as files do.
+      partitions: by name, the records in order of offset.
+      begins: by name, the first offset.
+      ends: by name, the offset behind the last record or gap.
+    """
+
+    sequential: bool
+    partitions: dict[str, list[Record]] = field(default_factory=dict)
+    begins: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def make(random: Random, begin: float, seconds: float) -> Stream:
+        """A few partitions of a few dozen records, spread over `seconds`."""
+        stream = Stream(sequential=random.random() < 0.25)
+        sample = 1
+        for number in range(random.randint(1, 3)):
+            name = f"part:{number}"
+            offset = stream.begins[name] = random.choice([0, _START])
+            # A partition may be added while the model lives.
+            at = begin + (random.random() * seconds / 2 if number else 0)
+            records = stream.partitions[name] = []
+            count = random.randint(5, 18)
+            for _ in range(count):
+                if random.random() < 0.15:
+                    offset += random.randint(1, 3)  # aborted, compacted
+                at += random.random() * seconds / count
+                bad = random.random() < 0.1
+                records.append(Record(offset, None if bad else sample, at))
+                sample += not bad
+                offset += 1
+            stream.ends[name] = offset + random.choice([0, 0, 2])
+        return stream
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are; their ids are 1 to that."""
+        return sum(record.sample is not None for records in self.partitions.values() for record in records)
+
+    def span(self, partition: str, first: int, next_: int) -> Iterator[Record]:
+        """The records from `first` to `next_` (exclusive)."""
+        return (record for record in self.partitions[partition] if first <= record.offset < next_)
+
+
+class SimulatedSource:
+    """Reads a stream from positions on, in chunks that the dice cut."""
+
+    identity = "stream"
+
+    def __init__(self, stream: Stream, scheduler: Scheduler) -> None:
+        self._stream, self._scheduler = stream, scheduler
+        self.sequential = stream.sequential
+        self._at: dict[str, int] = {}
+
+    def start(self, positions: Mapping[str, int] | None) -> dict[str, int]:
+        """Seeks; see `Source.start`."""
+        names = list(self._stream.partitions)
+        if self.sequential:
+            here = names[0] if not positions else next(iter(positions))
+            names = names[names.index(here) :]
+        given = positions or {}
+        self._at = {name: given.get(name, self._stream.begins[name]) for name in names}
+        if positions is not None:
+            return dict(positions)
+        first = dict(list(self._at.items())[:1])
+        return first if self.sequential else dict(self._at) if self._scheduler.random.random() < 0.5 else first
+
+    def read(self) -> DecodedChunk | None:
+        """The next chunk, decoded; None at the end of everything. Waits for records to be written."""
+        while True:
+            waiting = [name for name, at in self._at.items() if at < self._stream.ends[name]]
+            if not waiting:
+                return None
+            waiting = waiting[:1] if self.sequential else waiting
+            there = {name: records for name in waiting if (records := self._written(name)) is not None}
+            if there:
+                return self._chunk(there)
+            self._scheduler.sleep(min(map(self._next_at, waiting)) - self._scheduler.now)
+
+    def _next_at(self, name: str) -> float:
+        return next(self._stream.span(name, self._at[name], self._stream.ends[name])).at
+
+    def _written(self, name: str) -> list[Record] | None:
+        """Records of `name` that are there to read; [] where only a gap is left, None where it is to be waited for."""
+        left = list(self._stream.span(name, self._at[name], self._stream.ends[name]))
+        return [record for record in left if record.at <= self._scheduler.now] or (None if left else [])
+
+    def _chunk(self, there: Mapping[str, list[Record]]) -> DecodedChunk:
+        random = self._scheduler.random
+        name = random.choice(list(there))
+        records, first = there[name][: random.randint(1, 9)], self._at[name]
+        if not records:
+            next_ = self._stream.ends[name]
+        else:
+            next_ = records[-1].offset + 1
+            after = next(self._stream.span(name, next_, self._stream.ends[name]), None)
+            # A broker may tell of a gap together with the records before it, or on its own.
+            if after is not None and random.random() < 0.5:
+                next_ = random.randint(next_, after.offset)
+            if records[0].offset > first and random.random() < 0.2:
+                records, next_ = [], records[0].offset
+        self._at[name] = next_
+        return decoded(name, first, next_, records)
+
+
+def decoded(partition: str, first: int, next_: int, records: list[Record]) -> DecodedChunk:
+    """The chunk as the decoder hands it on."""
+    good = [record for record in records if record.sample is not None]
+    bad = tuple(
+        BadSample("json", "no sample", partition=partition, offset=record.offset)
+        for record in records
+        if record.sample is None
+    )
+    offsets = np.array([record.offset for record in good], np.int64)
+    return DecodedChunk(partition, first, next_, offsets, batch_of([r.sample for r in good]), bad)  # type: ignore[misc]
+
+
+def batch_of(samples: list[int]) -> SampleBatch:
+    """A batch whose sample's ids are its own and one that it shares with others."""
+    ids, count = np.array(samples, np.uint64), len(samples)
+    ends, floats, times = np.arange(count + 1), np.zeros((count, 1), np.float32), _DAY_MS + ids.astype(np.int64)
+    return SampleBatch(
+        count,
+        {"ledger": Ragged(ids, ends), "hot": Ragged(ids % np.uint64(HOT_IDS), ends)},
+        floats[:, :0],
+        floats,
+        floats[:, 0],
+        times,
+        times,
+    )

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator
+
+__all__ = ["Settings", "kind_or"]
+
+
+def kind_or(default: str) -> Discriminator:
+    """Chooses a member of a union by its `kind`, and the member called `default` where the user names none."""
+
+    def kind_of(value: Any) -> Any:
+        return value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", None)
+
+    return Discriminator(kind_of)
 
 
 class Settings(BaseModel):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from streamtrain.settings import Settings
+from streamtrain.settings import Settings, kind_or
 
 if TYPE_CHECKING:
     import optax
@@ -93,7 +93,12 @@ class DenseAdamW(_DenseOptimizer):
 
 
 AnyDenseOptimizer = Annotated[
-    DenseSgd | DenseMomentum | DenseAdagrad | DenseAdam | DenseAdamW, Field(discriminator="kind")
+    Annotated[DenseSgd, Tag("sgd")]
+    | Annotated[DenseMomentum, Tag("momentum")]
+    | Annotated[DenseAdagrad, Tag("adagrad")]
+    | Annotated[DenseAdam, Tag("adam")]
+    | Annotated[DenseAdamW, Tag("adamw")],
+    kind_or("adam"),
 ]
 
 

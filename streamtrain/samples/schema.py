@@ -6,9 +6,9 @@ import math
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
-from streamtrain.settings import Settings
+from streamtrain.settings import Settings, kind_or
 
 __all__ = [
     "AnySlot",
@@ -120,7 +120,7 @@ AnySlot = Annotated[
     | Annotated[DenseSlot, Tag("dense")]
     | Annotated[BucketSlot, Tag("bucket")]
     | Annotated[CrossSlot, Tag("cross")],
-    Discriminator(lambda v: v.get("kind", "sparse") if isinstance(v, dict) else getattr(v, "kind", None)),
+    kind_or("sparse"),
 ]
 
 

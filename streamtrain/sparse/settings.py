@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from streamtrain.settings import Settings
+from streamtrain.settings import Settings, kind_or
 
 __all__ = [
     "Adagrad",
@@ -93,7 +93,14 @@ class Ftrl(Settings):
     """Shrinks weights."""
 
 
-AnyOptimizer = Annotated[Sgd | Adagrad | RowwiseAdagrad | Adam | Ftrl, Field(discriminator="kind")]
+AnyOptimizer = Annotated[
+    Annotated[Sgd, Tag("sgd")]
+    | Annotated[Adagrad, Tag("adagrad")]
+    | Annotated[RowwiseAdagrad, Tag("rowwise_adagrad")]
+    | Annotated[Adam, Tag("adam")]
+    | Annotated[Ftrl, Tag("ftrl")],
+    kind_or("adagrad"),
+]
 
 
 class Uniform(Settings):
@@ -120,7 +127,12 @@ class Constant(Settings):
     """The weight."""
 
 
-AnyInit = Annotated[Uniform | Normal | Constant, Field(discriminator="kind")]
+AnyInit = Annotated[
+    Annotated[Uniform, Tag("uniform")]
+    | Annotated[Normal, Tag("normal")]
+    | Annotated[Constant, Tag("constant")],
+    kind_or("normal"),
+]
 
 
 class TableSettings(Settings):

@@ -71,7 +71,7 @@ def test_a_minimal_job_has_sane_defaults(tmp_path: Path) -> None:
             "schema.slots.user_id.kind = 'sprase': must be one of 'sparse', 'sequence', 'dense', 'bucket', 'cross'",
         ),
         ("user_id = {}", 'user_id = "int"', "schema.slots.user_id = 'int': must be a section"),
-        ("dim = 8", "dim = 8\ninit = { std = 0.1 }", "tables.main.init.kind: is required"),
+        ("dim = 8", "dim = 8\ninit = { std = -1 }", "tables.main.init.std = -1"),
         ('name = "m"', 'name = "m"\nspeed = 1', "logging, source, model, exports"),
         (
             'kind = "mlp"',
@@ -164,6 +164,14 @@ def test_the_environment_reaches_entries_of_lists(tmp_path: Path) -> None:
             ConfigError, match=f"STREAMTRAIN__SOURCE__PATHS__{entry.upper()}: '{entry}' is not an"
         ):
             job(MINIMAL, {f"STREAMTRAIN__SOURCE__PATHS__{entry.upper()}": "b.jsonl"}, tmp_path)
+
+
+def test_a_kind_that_is_not_named_is_the_default_of_the_reference(tmp_path: Path) -> None:
+    text = MINIMAL.replace("dim = 8", "dim = 8\noptimizer = { learning_rate = 0.02 }\ninit = { std = 0.5 }")
+    made = job(text + "[optimizer]\nclip_norm = 1.0\n", tmp=tmp_path)
+    table = made.tables["main"]
+    assert (table.optimizer.kind, table.init.kind, made.optimizer.kind) == ("adagrad", "normal", "adam")
+    assert parse_job(made.describe(), "model.json").describe() == made.describe()
 
 
 @pytest.mark.parametrize("line", ['url = "redis://:hunter2@h:6379/0"', 'password = "hunter2"'])

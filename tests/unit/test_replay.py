@@ -1,0 +1,83 @@
+"""Redoing epochs of a daemon that ran in this process; the command itself is tested end to end elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamtrain.errors import EpochMissing, OffsetOutOfRange
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.replay import _compare, replay
+from streamtrain.service import Service
+from streamtrain.sources import Chunk
+from streamtrain.training.learner import Learner
+from tests.fakes import ScriptedSource, chunk, job
+
+
+@pytest.fixture(autouse=True)
+def _cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "warm", classmethod(lambda cls, job: cls(job)))
+
+
+async def learned(folder: Path, *script: Chunk, **training: int) -> EpochLog:
+    ScriptedSource.script = script
+    made = job(folder, training={"batch_size": 8, "linger_ms": 1} | training)
+    await asyncio.wait_for(Service(made, until_end=True).run(), 60)
+    ScriptedSource.script = ()
+    return EpochLog.open(folder / "model")
+
+
+async def test_an_epoch_is_redone_to_the_bit_though_batch_size_and_windows_have_changed_since(
+    tmp_path: Path,
+) -> None:
+    await learned(tmp_path, chunk(0, 100), window_samples=100)
+    log = await learned(tmp_path, chunk(100, 150), batch_size=16, window_samples=120)
+    head = log.head() or 0
+    for epoch in range(1, head + 1):
+        found = await replay(job(tmp_path, training={"batch_size": 32}), log, epoch)
+        assert found.equal and found.differences == [] and found.samples == log.read(epoch).samples
+
+
+async def test_a_record_that_is_gone_from_the_source_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await learned(tmp_path, chunk(0, 20))
+
+    async def compacted(_: ScriptedSource, partition: str, first: int, next: int) -> list[Chunk]:
+        return [chunk(first, next - first - 1, partition=partition, gap=1)]
+
+    monkeypatch.setattr(ScriptedSource, "read_span", compacted)
+    with pytest.raises(OffsetOutOfRange, match="retention or compaction"):
+        await replay(job(tmp_path), log, 1)
+
+
+async def test_the_genesis_has_nothing_to_redo(tmp_path: Path) -> None:
+    log = await learned(tmp_path)
+    with pytest.raises(EpochMissing):
+        await replay(job(tmp_path), log, 0)
+
+
+async def test_a_comparison_names_what_differs_and_nothing_else(tmp_path: Path) -> None:
+    log = await learned(tmp_path, chunk(0, 20))
+    record = log.read(1)
+    rows = record.tables["main"]
+    weights = rows.weights.copy()
+    weights.view(np.uint32)[0, 0] ^= 1
+    assert _compare(record, dataclasses.replace(record, writer="other", committed_at_ms=1, notes={})) == (
+        True,
+        [],
+    )
+    other = dataclasses.replace(
+        record,
+        tables={"main": dataclasses.replace(rows, weights=weights)},
+        bad_samples=record.bad_samples + 1,
+        metrics={},
+    )
+    equal, differences = _compare(record, other)
+    assert not equal
+    assert {"tables/main/weights", "bad_samples", "metrics/total/sums"} <= set(differences)
+    assert "tables/main/ids" not in differences and not any(name.startswith("dense/") for name in differences)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -15,7 +16,7 @@ from streamtrain.errors import BadSample, ConfigError
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.codec import RECORD_BYTES_MAX, CodecError, RecordCodec
 from streamtrain.samples.columns import SampleColumns
-from streamtrain.samples.schema import Schema
+from streamtrain.samples.schema import DenseSlot, Schema
 from streamtrain.samples.values import check_values, table_of
 from streamtrain.sources import Chunk
 
@@ -51,8 +52,26 @@ class Decoder:
 
     def __init__(self, schema: Schema, codec: str = "json", record_bytes_max: int = RECORD_BYTES_MAX) -> None:
         self.columns = SampleColumns(schema)
+        self._dense_slots = {n: slot for n, slot in schema.slots.items() if isinstance(slot, DenseSlot)}
         self._codec: RecordCodec = plugins.load("codecs", codec)(schema)
         self._record_bytes_max = record_bytes_max
+
+    def warm_up(self) -> None:
+        """Compiles every kernel that decoding can need, so that the first chunk of a stream waits for none."""
+        record = self._example()
+        payloads = [orjson.dumps(record)] * 2
+        nowhere = np.zeros(len(payloads), np.int64)
+        self.decode(Chunk("warm-up", 0, len(payloads), np.arange(len(payloads)), nowhere, payloads))
+        self.decode_samples([record])
+
+    def _example(self) -> dict[str, Any]:
+        """A sample with every field there is."""
+        sizes = {slot.field or name: slot.size for name, slot in self._dense_slots.items()}
+        values = {"int": 1, "time": 1, "number": 1.0, "string": "a"}
+        return {
+            field.name: [values[field.type]] * sizes.get(field.name, 1) if field.many else values[field.type]
+            for field in self.columns.fields.values()
+        }
 
     def decode(self, chunk: Chunk) -> DecodedChunk:
         """The samples of `chunk`. It may hold gaps and bad records, and no good one at all.

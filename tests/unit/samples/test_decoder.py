@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -154,3 +158,38 @@ def test_threads_may_share_a_decoder() -> None:
     assert [d.batch.ids["user"].values.tolist() for d in decoded] == [
         [feature_id("user", n)] * 50 for n in range(16)
     ]
+
+
+def test_nothing_compiles_after_warm_up() -> None:
+    """In a process of its own with an empty cache: the first chunk of a stream must not wait for a compiler."""
+    code = """
+import numpy as np
+from numba.core import event
+from streamtrain.samples.decoder import Decoder
+from streamtrain.samples.schema import Schema
+from streamtrain.sources import Chunk
+
+slots = {
+    "user": {}, "tags": {"type": "string", "many": True, "weights": "shares", "pooling": "weighted"},
+    "recent": {"kind": "sequence", "shares": "user", "length_max": 3}, "price": {"kind": "bucket", "boundaries": [1, 2]},
+    "embedding": {"kind": "dense", "size": 3}, "both": {"kind": "cross", "of": ["user", "tags"]},
+}
+decoder = Decoder(Schema(labels=["click"], weight="w", event_time="t", slots=slots))
+decoder.warm_up()
+compiled = event.install_recorder("numba:compile")
+with compiled as recorder:
+    record = b'{"user": 7, "tags": ["x", "y"], "shares": [1, 2], "recent": [1, 2, 3, 4], "price": 1.5, "embedding": [1, 2, 3], "click": 1, "t": 5}'
+    records = [record, b'{"user": "bad", "click": 1}', b'{"click": 0}']
+    decoded = decoder.decode(Chunk("p", 0, 3, np.arange(3), np.zeros(3, np.int64), records))
+assert (decoded.batch.size, len(decoded.bad)) == (2, 1), decoded
+print(len(recorder.buffer))
+"""
+    with tempfile.TemporaryDirectory() as cache:
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"NUMBA_CACHE_DIR": cache},
+            check=False,
+        )
+    assert run.stdout.strip() == "0", run.stderr

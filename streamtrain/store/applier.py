@@ -1,9 +1,8 @@
-"""Keeps the store up to date with the epoch log: a plain follower that may be stopped at any instant."""
+"""Brings the store up to date with the epoch log: may be stopped at any instant and called again."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -18,8 +17,6 @@ __all__ = ["CommittedEpochs", "StoreApplier", "StoreStatus"]
 
 logger = logging.getLogger(__name__)
 
-_PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
-_POLL_S = 1.0
 _ROUNDS_MAX = 4
 _PROGRESS_EPOCHS = 100
 
@@ -65,24 +62,6 @@ class StoreApplier:
         self._log, self._store, self._clock = log, store, clock
         self.status = StoreStatus(since=clock())
         self._turn = asyncio.Lock()
-
-    async def run(self, stop: asyncio.Event) -> None:
-        """Follows the log's head until `stop` is set; a store that does not answer is tried again with growing pauses.
-
-        Raises: as `catch_up`, but StoreUnavailable.
-        """
-        pause_s = _PAUSE_FIRST_S
-        while not stop.is_set():
-            try:
-                head = await asyncio.to_thread(self._log.head)
-                if head is not None and head != self.status.applied_epoch:
-                    await self.catch_up(head)
-            except StoreUnavailable:
-                await _wait(stop, pause_s)
-                pause_s = min(2 * pause_s, _PAUSE_MAX_S)
-            else:
-                pause_s = _PAUSE_FIRST_S
-                await _wait(stop, _POLL_S)
 
     async def catch_up(self, to_epoch: int) -> int:
         """Brings every shard to `to_epoch`, repairing shards that lack more than the log's epochs.
@@ -192,8 +171,3 @@ class StoreApplier:
         since = self.status.since if self.status.last_error is not None else self._clock()
         errors = self.status.errors + 1
         self.status = replace(self.status, last_error=str(error), since=since, errors=errors)
-
-
-async def _wait(stop: asyncio.Event, at_most_s: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), at_most_s)

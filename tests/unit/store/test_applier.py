@@ -142,27 +142,6 @@ async def test_the_status_says_since_when_the_store_does_not_answer() -> None:
     assert (status.applied_epoch, status.last_error, status.since, status.errors) == (4, None, 103.0, 2)
 
 
-async def test_run_follows_the_head_through_an_outage_until_it_is_stopped(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("streamtrain.store.applier._PAUSE_FIRST_S", 0.001)
-    monkeypatch.setattr("streamtrain.store.applier._POLL_S", 0.001)
-    log, store, stop = log_of(2), DictStore(), asyncio.Event()
-    applier = StoreApplier(log, store)
-    store.down = True
-
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        group.create_task(applier.run(stop), name="applier")
-        while applier.status.errors < 3:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        store.down = False
-        log.append(random_record(3, rows=5, id_max=12))
-        while applier.status.applied_epoch != 3:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        stop.set()
-    assert store.whole.rows == rows_at(3).rows and applier.status.last_error is None
-
-
 events = st.lists(
     st.one_of(
         st.tuples(st.just("catch_up"), st.integers(1, 4)),

@@ -52,6 +52,32 @@ class Quality:
         return {k: (None if isinstance(v, float) and np.isnan(v) else v) for k, v in values.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What some samples add to an accumulator: `[L, 4]` and `[L, 2, bins]` float64."""
+
+    samples: int
+    sums: NDArray[np.float64]
+    histogram: NDArray[np.float64]
+
+
+def _measure(
+    logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32]
+) -> _Measured:
+    z, y, w = logits.astype(np.float64), labels.astype(np.float64), weights.astype(np.float64)[:, None]
+    softplus = np.logaddexp(0.0, z)
+    # log(1 + exp(-z)) = log(1 + exp(z)) - z would lose digits, so it is computed anew.
+    predicted = np.exp(-np.logaddexp(0.0, -z))
+    parts = [np.broadcast_to(w, z.shape), w * (softplus - y * z), w * y, w * predicted]
+    sums = np.stack(parts, axis=-1).sum(axis=0)
+    bins = np.clip((z + _LOGIT_MAX) * (_BINS / (2 * _LOGIT_MAX)), 0, _BINS - 1).astype(np.int64)
+    histogram = np.empty((z.shape[1], 2, _BINS))
+    for label in range(z.shape[1]):
+        for kind, share in enumerate((w[:, 0] * (1 - y[:, label]), w[:, 0] * y[:, label])):
+            histogram[label, kind] = np.bincount(bins[:, label], share, _BINS)
+    return _Measured(len(z), sums, histogram)
+
+
 class Accumulator:
     """Sums over samples that suffice for `Quality`, per label.
 
@@ -78,17 +104,13 @@ class Accumulator:
           labels: `[B, L]` float32 in [0, 1].
           weights: `[B]` float32, >= 0.
         """
-        z, y, w = logits.astype(np.float64), labels.astype(np.float64), weights.astype(np.float64)[:, None]
-        loss = np.logaddexp(0.0, z) - y * z
-        predicted = np.exp(-np.logaddexp(0.0, -z))
-        self._sums += np.stack([np.broadcast_to(w, z.shape), w * loss, w * y, w * predicted], axis=-1).sum(
-            axis=0
-        )
-        bins = np.clip((z + _LOGIT_MAX) * (_BINS / (2 * _LOGIT_MAX)), 0, _BINS - 1).astype(np.int64)
-        for label in range(z.shape[1]):
-            for kind, share in enumerate((w[:, 0] * (1 - y[:, label]), w[:, 0] * y[:, label])):
-                self._histogram[label, kind] += np.bincount(bins[:, label], share, _BINS)
-        self._samples += len(z)
+        self.count(_measure(logits, labels, weights))
+
+    def count(self, measured: _Measured) -> None:
+        """Counts samples that were measured already."""
+        self._sums += measured.sums
+        self._histogram += measured.histogram
+        self._samples += measured.samples
 
     def quality(self, label: int) -> Quality:
         """The measures of label number `label`."""
@@ -134,8 +156,9 @@ class Prequential:
         self, logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32]
     ) -> None:
         """Counts B samples: shapes as for `Accumulator.add`."""
-        self._parts["total"].add(logits, labels, weights)
-        self._parts["window"].add(logits, labels, weights)
+        measured = _measure(logits, labels, weights)
+        self._parts["total"].count(measured)
+        self._parts["window"].count(measured)
         if self._parts["window"].samples >= self._window_samples:
             self._parts["last_window"] = self._parts["window"]
             self._parts["window"] = Accumulator(len(self.labels))

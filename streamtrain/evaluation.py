@@ -104,6 +104,7 @@ async def evaluate(job: Job, progress: Callable[[int], None] = lambda _: None) -
     learner = await asyncio.to_thread(Learner.warm, job)
     source = plugins.load("consumers", job.source.kind)(job.source, until_end=True)
     decoder = Decoder(job.sample_schema, codec=job.source.codec)
+    await asyncio.to_thread(decoder.warm_up)
     source.use_columns(decoder.columns.arrow_schema.names)
     handoff = Handoff(job.training.queue_chunks_max)
     feed = Feed(source, decoder, BadSampleGuard(job.training.bad_samples), handoff, None, metrics)

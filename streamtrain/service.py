@@ -133,6 +133,7 @@ class Service:
 
         self._health.say("compiling")
         learner = await asyncio.to_thread(Learner.warm, job)
+        await asyncio.to_thread(decoder.warm_up)
         self._health.say("recovering")
         head = Head(await self._recover(learner, log, source, applier))
         prefetch = None

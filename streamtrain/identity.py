@@ -28,7 +28,8 @@ def check_same_model(job: Job, recorded: Mapping[str, Any], log_path: str) -> No
         raise ConfigError(
             f"the log at {log_path} holds a model that was made with other settings:\n"
             + "\n".join(differences)
-            + "\nA model cannot change these while it lives: set them back, or give the new model a log.path of its own"
+            + "\nA model cannot change these while it lives: set them back, or give the new model a log.path of its own. "
+            f"Where nothing is lost (`streamtrain inspect {log_path}` says 0 samples), remove the directory instead"
         )
 
 

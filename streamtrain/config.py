@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from streamtrain import plugins
 from streamtrain.dense.optimizers import AnyDenseOptimizer, DenseAdam
@@ -197,7 +198,7 @@ def _validate(
         return model.model_validate(data)
     except ValidationError as error:
         for fault in error.errors(include_url=False):
-            location = tuple(part for part in (*at, *fault["loc"]) if part not in _TAGS)
+            location = (*at, *_place(data, fault))
             value = None if fault["type"] == "missing" or isinstance(fault["input"], dict) else fault["input"]
             if fault["type"] == "extra_forbidden":
                 message = f"is not a setting{_suggest(model, fault['loc'])}"
@@ -217,21 +218,17 @@ def _validate(
 
 
 _NOT_A_SECTION = {"model_type", "model_attributes_type", "dict_type", "union_tag_not_found"}
-# Pydantic names the chosen member of a union in an error's place; the user's file has no such key.
-_TAGS = {
-    "sparse",
-    "sequence",
-    "bucket",
-    "cross",
-    "sgd",
-    "adagrad",
-    "rowwise_adagrad",
-    "adam",
-    "adamw",
-    "momentum",
-    "ftrl",
-}
-_TAGS |= {"uniform", "normal", "constant"}
+
+
+def _place(data: Any, fault: ErrorDetails) -> list[str | int]:
+    """Where the fault is in the user's file. Pydantic puts the members of unions in between, which no file has."""
+    place: list[str | int] = []
+    for part in fault["loc"]:
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        if inside:
+            place.append(part)
+            data = data[part]
+    return [*place, fault["loc"][-1]] if fault["type"] == "missing" else place
 
 
 def _suggest(model: type[Settings], location: tuple[str | int, ...]) -> str:

@@ -79,7 +79,12 @@ async def replay(
 
 def _restored(job: Job, log: EpochLog, epoch: int, sequential: bool) -> Learner:
     learner = Learner.warm(job)
-    learner.restore(recover(log, upto=epoch - 1), sequential=sequential)
+    try:
+        learner.restore(recover(log, upto=epoch - 1), sequential=sequential)
+    except EpochMissing as error:
+        raise EpochMissing(
+            f"epoch {epoch} cannot be replayed: what it learned on top of was collected ({error})"
+        ) from error
     return learner
 
 

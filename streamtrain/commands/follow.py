@@ -90,9 +90,12 @@ def _predict(follower) -> int:  # type: ignore[no-untyped-def]
 
     import orjson
 
-    from streamtrain.errors import BadSample
+    from streamtrain.errors import BadSample, ExportError
 
-    follower.wait_for(0, 10.0)
+    try:
+        follower.wait_for(0, 10.0)
+    except TimeoutError as error:
+        raise ExportError(str(error)) from error
     labels = follower.model.layout.labels
     lines = (line for line in sys.stdin.buffer if line.strip())
     while piece := list(itertools.islice(lines, 1024)):

@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--rate must be above 0")
     try:
         count = asyncio.run(_produce(arguments))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from error
     sys.stderr.write(f"streamtrain: produced {count} records\n")

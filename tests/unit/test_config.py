@@ -70,6 +70,21 @@ def test_a_minimal_job_has_sane_defaults(tmp_path: Path) -> None:
             'user_id = { kind = "sprase" }',
             "schema.slots.user_id.kind = 'sprase': must be one of 'sparse', 'sequence', 'dense', 'bucket', 'cross'",
         ),
+        (
+            "user_id = {}",
+            "sparse = { pool = 1 }",
+            "schema.slots.sparse.pool = 1: is not a setting; allowed: kind,",
+        ),
+        (
+            "dim = 8",
+            "dim = 8\noptimizer = { kind = 'adam', learning_rate = 0 }",
+            "main.optimizer.learning_rate = 0:",
+        ),
+        (
+            'kind = "files"\npaths = ["samples.jsonl"]',
+            'kind = "kafka"\ntopic = "t"\nstart = "newest"',
+            "source.start = 'newest': Input should be 'earliest' or 'latest'",
+        ),
         ("user_id = {}", 'user_id = "int"', "schema.slots.user_id = 'int': must be a section"),
         ("dim = 8", "dim = 8\ninit = { std = -1 }", "tables.main.init.std = -1"),
         ('name = "m"', 'name = "m"\nspeed = 1', "logging, source, model, exports"),

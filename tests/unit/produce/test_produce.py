@@ -7,6 +7,8 @@ import datetime
 import decimal
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -196,3 +198,13 @@ async def test_a_rate_is_kept_by_waiting_before_a_batch_is_made(monkeypatch: pyt
 @pytest.mark.parametrize(("rate", "size"), [(None, 1000), (1.0, 1), (2000.0, 40), (1e9, 1000)])
 def test_a_limited_rate_is_made_in_small_batches(rate: float | None, size: int) -> None:
     assert batch_size_for(rate) == size
+
+
+def test_a_reader_that_goes_away_ends_producing_without_words() -> None:
+    command = [sys.executable, "-m", "streamtrain", "produce", "--synthetic", "--count", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as producing:
+        assert producing.stdout is not None and producing.stderr is not None
+        assert json.loads(producing.stdout.readline())
+        producing.stdout.close()
+        said = producing.stderr.read()
+    assert (producing.returncode, said) == (0, b"")

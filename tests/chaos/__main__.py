@@ -1,0 +1,50 @@
+"""`python -m tests.chaos --faults N --seed S [--json]`: faults on real Kafka and Redis, and the proof that nothing was lost."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from tests.chaos.session import clean, run
+from tests.chaos.world import say
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--faults", type=int, default=50, metavar="N", help="how many faults (default 50)")
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="chooses them (default 1)")
+    parser.add_argument(
+        "--rate", type=float, default=300.0, metavar="HZ", help="samples a second (default 300)"
+    )
+    parser.add_argument("--json", action="store_true", help="the verdict as JSON on standard output")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    options = parser.parse_args()
+    command = f"python -m tests.chaos --faults {options.faults} --seed {options.seed}"
+    parent = Path(options.folder or tempfile.gettempdir())
+    folder = Path(tempfile.mkdtemp(prefix=f"chaos-{options.seed}-", dir=parent))
+    try:
+        verdict = run(folder, options.faults, options.seed, command, options.rate)
+    except Exception:
+        traceback.print_exc()
+        say(f"FAILED: {command}; everything is kept in {folder}")
+        return 1
+    found = dataclasses.asdict(verdict) | {"holds": verdict.holds}
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, value in found.items():
+            print(f"{name:22} {value}")
+    if not verdict.holds:
+        say(f"FAILED: {command}; everything is kept in {folder}")
+        return 1
+    clean(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""What must hold at the end: the ledger, the bits, and every view of the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from streamtrain.config import Job
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.format import content_digest
+from streamtrain.log.record import EpochRecord, TableRows
+from streamtrain.log.recovery import recover
+from streamtrain.samples.batch import SampleBatch
+from streamtrain.samples.decoder import DecodedChunk, Decoder
+from streamtrain.samples.minibatch import Minibatch
+from streamtrain.serving import Follower
+from streamtrain.serving.files import read_export
+from streamtrain.serving.manifest import MANIFEST, MODEL, Manifest
+from streamtrain.serving.model import ServedModel
+from streamtrain.sources import Span
+from streamtrain.sparse.optimizers import slots_of
+from streamtrain.store.settings import StoreSettings
+from streamtrain.store.store import StoreDescription, open_store
+from streamtrain.training.learner import Learner
+from streamtrain.training.prequential import sigmoid
+from tests.chaos.stream import Truth
+
+__all__ = [
+    "Ledger",
+    "Rows",
+    "compare_with_truth",
+    "decode",
+    "different_bits",
+    "exported",
+    "folded",
+    "served_differently",
+    "store_differs",
+]
+
+Rows = dict[int, tuple[bytes, ...]]
+"""A table: by id, the bytes of its weights and whatever else is compared."""
+
+
+def decode(job: Job, truth: Mapping[str, Truth]) -> dict[str, list[DecodedChunk]]:
+    """By partition, the topic's records as samples."""
+    decoder = Decoder(job.sample_schema)
+    return {name: [decoder.decode(chunk) for chunk in part.chunks()] for name, part in truth.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The account of samples.
+
+    Attributes:
+      samples: good records that a read_committed reader sees.
+      bad: records that are no samples.
+      lost: occurrences that the model did not learn.
+      doubled: occurrences too many, whether of a sample learned twice or of one that must not be learned at all.
+    """
+
+    samples: int
+    bad: int
+    lost: int
+    doubled: int
+
+
+def compare_with_truth(
+    chunks: Mapping[str, list[DecodedChunk]], counts: Mapping[int, int], slot: str
+) -> Ledger:
+    """Compares how often each id of a slot stands in the topic with the count of its row."""
+    decoded = [chunk for part in chunks.values() for chunk in part]
+    ids = np.concatenate([chunk.batch.ids[slot].values for chunk in decoded])
+    expected = dict(zip(*(a.tolist() for a in np.unique(ids, return_counts=True)), strict=True))
+    lost = sum(max(0, count - counts.get(i, 0)) for i, count in expected.items())
+    doubled = sum(max(0, count - expected.get(i, 0)) for i, count in counts.items())
+    return Ledger(len(ids), sum(len(chunk.bad) for chunk in decoded), lost, doubled)
+
+
+def folded(records: Iterable[EpochRecord], table: str) -> tuple[Rows, dict[int, int]]:
+    """The rows of a table after the records, and their counts: last write wins."""
+    rows: Rows = {}
+    counts: dict[int, int] = {}
+    for record in records:
+        part = record.tables.get(table)
+        if part is None:
+            continue
+        for i, row, count in _each(part):
+            rows[i], counts[i] = row, count
+        for removed in part.tombstones.tolist():
+            rows.pop(removed, None)
+            counts.pop(removed, None)
+    return rows, counts
+
+
+def _each(part: TableRows) -> Iterator[tuple[int, tuple[bytes, ...], int]]:
+    columns = (part.weights, part.slots, part.counts, part.last_steps)
+    for index, number in enumerate(part.ids.tolist()):
+        yield number, tuple(column[index].tobytes() for column in columns), int(part.counts[index])
+
+
+# The bits
+
+
+def different_bits(job: Job, archive: EpochLog, chunks: Mapping[str, list[DecodedChunk]]) -> list[int]:
+    """Learns every recorded span again, without any disturbance, from the genesis on. Returns the epochs that differ.
+
+    The chain of digests is checked on the way: `archive` holds every epoch that there was.
+    """
+    head = archive.head()
+    assert head is not None
+    learner = Learner.warm(job)
+    learner.restore([archive.read(0)], sequential=False)
+    different = []
+    for epoch in range(1, head + 1):
+        expected = archive.read(epoch)
+        for minibatch in _minibatches(expected, chunks):
+            learner.learn(minibatch)
+        if content_digest(learner.cut()) != content_digest(expected):
+            different.append(epoch)
+    return different
+
+
+def _minibatches(record: EpochRecord, chunks: Mapping[str, list[DecodedChunk]]) -> Iterator[Minibatch]:
+    rows, names = record.spans.spans.tolist(), record.spans.partitions
+    at = 0
+    while at < len(rows):
+        end = at + 1
+        while end < len(rows) and rows[end][0] == rows[at][0]:
+            end += 1
+        spans = tuple(Span(names[p], first, last, samples) for _, p, first, last, samples in rows[at:end])
+        yield _minibatch(spans, chunks)
+        at = end
+
+
+def _minibatch(spans: tuple[Span, ...], chunks: Mapping[str, list[DecodedChunk]]) -> Minibatch:
+    parts: list[SampleBatch] = []
+    bad = []
+    for span in spans:
+        for chunk in chunks[span.partition]:
+            if chunk.next <= span.first or chunk.first >= span.next:
+                continue
+            start, stop = np.searchsorted(chunk.offsets, [span.first, span.next])
+            parts.append(chunk.batch.slice(int(start), int(stop)))
+            bad += [b for b in chunk.bad if b.offset is not None and span.first <= b.offset < span.next]
+    if not parts:
+        parts = [next(iter(chunks.values()))[0].batch.slice(0, 0)]
+    return Minibatch(SampleBatch.concat(parts), spans, tuple(bad), 0.0)
+
+
+# The views
+
+
+async def _stored(job: Job, model_id: str, url: str, table: str, ids: np.ndarray, epoch: int) -> Rows:
+    """The rows of a table in the store, which must have `epoch`."""
+    settings = StoreSettings(url=url, shards=job.store.shards)
+    store = open_store(settings)
+    assert store is not None
+    try:
+        dims = {name: (t.dim, slots_of(t.optimizer, t.dim)) for name, t in job.tables.items()}
+        await store.open(StoreDescription(model_id, dims, settings.shards))
+        _, rows = await store.pull(table, ids, epoch)
+    finally:
+        await store.close()
+    return {number: row for number, row, _ in _each(rows)}
+
+
+def exported(directory: Path, table: str) -> tuple[int, dict[int, bytes]]:
+    """The newest epoch of an export directory, and the weights of a table there: the newest base and its deltas."""
+    manifest, model = Manifest.read(directory / MANIFEST), ServedModel.read(directory / MODEL)
+    base = manifest.bases[-1]
+    rows: dict[int, bytes] = {}
+    for entry in (base, *(delta for delta in manifest.deltas if delta.epoch > base.epoch)):
+        part = read_export(directory, entry, model).tables[table]
+        rows |= {number: part.weights[i].tobytes() for i, number in enumerate(part.ids.tolist())}
+        for removed in part.tombstones.tolist():
+            rows.pop(removed, None)
+    return manifest.head.epoch, rows
+
+
+def served_differently(job: Job, log: EpochLog, exports: Path) -> str:
+    """What a follower scores otherwise than the trainer's own halves do; empty where nothing."""
+    learner = Learner.warm(job)
+    last = learner.restore(recover(log), sequential=False)
+    follower = Follower(exports)
+    version = follower.wait_for(last.epoch, 30)
+    rows = {name: learner.sparse.rows(name) for name in job.tables}
+    if (version.epoch, follower.rows) != (last.epoch, rows):
+        return f"the follower has {follower.rows} at epoch {version.epoch}, the log {rows} at {last.epoch}"
+    samples = [{"id": number * 7, "user": number} for number in range(200)]
+    batch = Decoder(job.sample_schema).decode_samples(samples)
+    scores = []
+    for start in range(0, batch.size, job.training.batch_size):
+        part = batch.slice(start, min(start + job.training.batch_size, batch.size))
+        padded = learner.dense.bucket(part.size)
+        activations = learner.sparse.score(part, padded)
+        dense = np.zeros((padded, 0), np.float32)
+        scores.append(learner.dense.predict(activations.pooled, activations.sequences, dense)[: part.size])
+    worst = float(np.abs(follower.predict(samples) - sigmoid(np.concatenate(scores))).max())
+    return "" if worst < 1e-6 else f"scores differ by up to {worst}"
+
+
+def store_differs(job: Job, model_id: str, url: str, table: str, rows: Rows, epoch: int) -> int:
+    """How many rows of the store are not, bit for bit, those of the log."""
+    ids = np.array(sorted(rows), np.uint64)
+    held = asyncio.run(_stored(job, model_id, url, table, ids, epoch))
+    return sum(held.get(number) != row for number, row in rows.items())

@@ -1,0 +1,225 @@
+"""One run: a world, so many faults, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from streamtrain.config import load_job
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.recovery import recover
+from tests.chaos import oracle
+from tests.chaos.faults import FAULTS, choose
+from tests.chaos.stream import Truth, read_truth
+from tests.chaos.world import TOPIC, World, say
+
+__all__ = ["Verdict", "run"]
+
+_AWAITED = 0.6
+_REPLAYS = 3
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a run found. `holds` is the whole of it."""
+
+    faults: int = 0
+    samples: int = 0
+    lost: int = -1
+    doubled: int = -1
+    bit_equal: bool = False
+    seed: int = 0
+    command: str = ""
+    recoveries_s: dict[str, dict[str, float]] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+    instants: dict[str, int] = field(default_factory=dict)
+    faults_per_minute: float = 0.0
+    epochs: int = 0
+    bad_records: int = 0
+    aborted_samples: int = 0
+    acknowledged_missing: int = 0
+    topic_duplicates: int = 0
+    compaction_gaps: int = 0
+    partitions: int = 0
+    replayed: list[int] = field(default_factory=list)
+    trainer_starts: int = 0
+    ended_by_itself: dict[str, int] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every promise was kept."""
+        nothing = not (self.lost or self.doubled or self.acknowledged_missing or self.violations)
+        return nothing and self.bit_equal and self.samples > 0
+
+
+def run(folder: Path, faults: int, seed: int, command: str, rate_hz: float = 300.0) -> Verdict:
+    """Does `faults` faults, chosen by `seed`, in a world below `folder`, and judges.
+
+    Raises:
+      TimeoutError: the world did not recover from a fault.
+    """
+    verdict = Verdict(seed=seed, command=command)
+    with World(folder, seed, rate_hz) as world:
+        world.until(lambda: world.learning and world.follower_epoch() > 0, "the first epoch in the follower")
+        say(f"seed {seed}: the world is up in {folder}")
+        begin = time.monotonic()
+        try:
+            _disturb(world, faults, random.Random(seed), verdict)
+        finally:
+            verdict.faults_per_minute = round(verdict.faults / (time.monotonic() - begin) * 60, 1)
+            verdict.ended_by_itself = dict(world.exits)
+            verdict.violations = world.violations
+        say(
+            f"{verdict.faults} faults, {verdict.faults_per_minute} a minute; everything is healed, and judged"
+        )
+        ends = world.settle()
+        verdict.trainer_starts = world.starts
+        _judge(world, ends, verdict)
+    return verdict
+
+
+def _disturb(world: World, faults: int, dice: random.Random, verdict: Verdict) -> None:
+    kinds: Counter[str] = Counter()
+    instants: Counter[str] = Counter()
+    recoveries: dict[str, list[float]] = defaultdict(list)
+    for number in range(1, faults + 1):
+        world.tend()
+        kind = choose(dice)
+        where = FAULTS[kind].act(world, dice)
+        head = world.head
+        kinds[kind] += 1
+        instants[where] += 1
+        verdict.faults = number
+        if dice.random() < _AWAITED:
+            seconds = world.until(lambda: _recovered(world, kind, head), f"recovery from {kind} ({where})")  # noqa: B023
+            recoveries[kind].append(seconds)
+            recoveries["all"].append(seconds)
+        else:
+            time.sleep(dice.uniform(0, 0.2))
+        if number % 20 == 0 or number == faults:
+            say(
+                f"{number} faults, epoch {world.head}, {len(world.stream.acknowledged)} samples, last: {kind}"
+            )
+    verdict.kinds, verdict.instants = dict(sorted(kinds.items())), dict(sorted(instants.items()))
+    verdict.recoveries_s = {kind: _percentiles(values) for kind, values in sorted(recoveries.items())}
+
+
+def _recovered(world: World, kind: str, head: int) -> bool:
+    match FAULTS[kind].recovers:
+        case "stored":
+            return world.store_epoch() > head
+        case "followed":
+            return world.follower_epoch() > head
+        case _:
+            return world.head > max(head, world.started_at_epoch)
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    named = {f"p{q}": round(float(np.percentile(values, q)), 3) for q in (50, 90, 99)}
+    return {"count": len(values), **named, "max": round(max(values), 3)}
+
+
+def _judge(world: World, ends: set[int], verdict: Verdict) -> None:
+    job = load_job(world.config, {})
+    log, archive = EpochLog.open(world.log), EpochLog.open(world.archive)
+    verdict.epochs, verdict.partitions = world.head, world.stream.partitions
+    truth = asyncio.run(read_truth(world.broker.bootstrap_servers, TOPIC, ends))
+    chunks = oracle.decode(job, truth)
+
+    rows = {name: oracle.folded(recover(log), name) for name in job.tables}
+    ledger = oracle.compare_with_truth(chunks, rows["ledger"][1], "id")
+    users = oracle.compare_with_truth(chunks, rows["users"][1], "user")
+    verdict.samples, verdict.lost, verdict.doubled = ledger.samples, ledger.lost, ledger.doubled
+    _check(verdict, (users.lost, users.doubled) == (0, 0), f"the users' counts are wrong: {users}")
+    _account(world, truth, verdict)
+    bad = sum(archive.describe(epoch).bad_samples for epoch in range(world.head + 1))
+    verdict.bad_records = bad
+    _check(verdict, bad == ledger.bad, f"{ledger.bad} bad records in the topic, {bad} counted in the log")
+    say(f"ledger: {verdict.samples} samples, lost {verdict.lost}, doubled {verdict.doubled}")
+
+    different = oracle.different_bits(job, archive, chunks)
+    again = {name: oracle.folded((archive.read(e) for e in range(world.head + 1)), name)[0] for name in rows}
+    verdict.bit_equal = not different and all(again[name] == rows[name][0] for name in rows)
+    _check(verdict, not different, f"epochs that a replay learns otherwise: {different[:10]}")
+    say(f"bits: {world.head} epochs learned again without disturbance, {len(different)} differ")
+
+    for name, (held, _) in rows.items():
+        wrong = oracle.store_differs(job, log.model.model_id, world.redis.url, name, held, world.head)
+        _check(verdict, wrong == 0, f"{wrong} rows of {name} in the store are not those of the log")
+        epoch, weights = oracle.exported(world.exports, name)
+        _check(verdict, epoch == world.head, f"the export stands at {epoch}, the log at {world.head}")
+        _check(
+            verdict, weights == {i: row[0] for i, row in held.items()}, f"exported {name} is not the log's"
+        )
+    served = oracle.served_differently(job, log, world.exports)
+    _check(verdict, not served, served)
+    say("views: the store, the export and the follower were compared with the log")
+    _commands(world, log, verdict)
+
+
+def _account(world: World, truth: dict[str, Truth], verdict: Verdict) -> None:
+    seen = Counter(
+        json.loads(record)["id"]
+        for part in truth.values()
+        for record in part.records
+        if record.startswith(b"{")
+    )
+    verdict.aborted_samples = len(world.stream.aborted)
+    verdict.acknowledged_missing = len(world.stream.acknowledged - set(seen))
+    verdict.topic_duplicates = sum(count - 1 for count in seen.values())
+    verdict.compaction_gaps = sum(int(part.offsets[-1]) + 1 - len(part.offsets) for part in truth.values())
+    shown = [number for number in world.stream.aborted if number in seen]
+    _check(verdict, not shown, f"{len(shown)} aborted samples are visible to a reader: the oracle is wrong")
+
+
+def _commands(world: World, log: EpochLog, verdict: Verdict) -> None:
+    """`verify`, and `replay` of the newest epoch and some others that are still covered, as users run them."""
+    done = _streamtrain("verify", str(world.log))
+    _check(verdict, done.returncode == 0, f"verify: {done.stdout[-1000:]}{done.stderr[-500:]}")
+    covered = [epoch for epoch in log.epochs() if _restorable(log, epoch)]
+    dice = random.Random(verdict.seed)
+    for epoch in sorted({*dice.sample(covered, min(_REPLAYS, len(covered))), covered[-1]}):
+        done = _streamtrain("replay", str(world.log), str(epoch), "--config", str(world.config))
+        _check(verdict, done.returncode == 0, f"replay {epoch}: {done.stdout[-500:]}{done.stderr[-500:]}")
+        verdict.replayed.append(epoch)
+    say(f"verify and replay of {verdict.replayed} are done")
+
+
+def _restorable(log: EpochLog, epoch: int) -> bool:
+    """Whether the epoch before it can be restored from what is there."""
+    bases, epochs = log.bases(), log.epochs()
+    return epoch > 0 and (
+        epochs[0] == 0 or any(base <= epoch - 1 and base + 1 >= epochs[0] for base in bases)
+    )
+
+
+def _streamtrain(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "streamtrain", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def _check(verdict: Verdict, holds: bool, violation: str) -> None:
+    if not holds:
+        verdict.violations.append(violation)
+        say(f"VIOLATION: {violation}")
+
+
+def clean(folder: Path) -> None:
+    """Removes what a run left."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,9 @@
 StreamtrainError
 ├── ConfigError           say it to the user, exit 2; retrying is useless
 ├── BadSample             count it, name it, go on with the next sample
+├── DeadLettersUnavailable  pause training, retry: a refused record must not be lost
 ├── TooManyBadSamples     stop: the stream does not fit the schema
+├── TooManyQuarantined    stop at the last good epoch: the model or the samples have lost their numbers
 ├── TableFull             stop: raise rows_max, or let fewer ids in
 ├── SourceError
 │   ├── SourceUnavailable     back off and retry, then pause
@@ -65,6 +67,14 @@ class BadSample(StreamtrainError):
 
 class TooManyBadSamples(StreamtrainError):
     """The bad share of a window passed its bound. Stop: this is the wrong schema or a broken producer."""
+
+
+class DeadLettersUnavailable(StreamtrainError):
+    """Refused records cannot be kept now. Pause, and try again: nothing behind them is learned meanwhile."""
+
+
+class TooManyQuarantined(StreamtrainError):
+    """One minibatch after the other would leave NaN or infinities in the model. Stop: the epochs so far are good."""
 
 
 class TableFull(StreamtrainError):

@@ -23,6 +23,22 @@ class Metrics:
             collector(registry=self.registry)
         self.samples = self._counter("samples", "Samples learned from by this process.")
         self.bad_samples = self._counter("bad_samples", "Records refused, by reason.", "reason")
+        self.dead_letters = self._counter(
+            "dead_letters", "Refused records kept in the file or topic for them."
+        )
+        self.dead_letters_unavailable = self._gauge(
+            "dead_letters_unavailable", "1 while dead letters cannot be kept and training is paused."
+        )
+        self.lost_offsets = self._counter(
+            "lost_offsets", "Offsets skipped that were never learned, by partition.", "partition"
+        )
+        self.data_losses = self._counter(
+            "data_losses", "Gaps skipped, by reason: retention, recreated, shrunk, removed.", "reason"
+        )
+        self.quarantined_minibatches = self._counter(
+            "quarantined_minibatches", "Minibatches that were not learned from, to keep NaN out of the model."
+        )
+        self.quarantined_samples = self._counter("quarantined_samples", "Samples in quarantined minibatches.")
         self.steps = self._counter("steps", "Optimizer steps taken by this process.")
         self.step_seconds = self._histogram("step_seconds", "Duration of one step.", 0.0002, 14)
         self.decode_seconds = self._counter("decode_seconds", "Time spent decoding chunks.")

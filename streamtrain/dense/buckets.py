@@ -59,8 +59,6 @@ class Program:
         name: str,
         function: Callable[..., Any],
         shapes: Callable[[int], tuple[Any, ...]],
-        *,
-        donate: bool,
     ) -> None:
         """Prepares the program; compiles nothing.
 
@@ -68,10 +66,9 @@ class Program:
           name: for log lines.
           function: pure, of (state, *minibatch).
           shapes: by bucket, the pytree of `jax.ShapeDtypeStruct` that `function` takes.
-          donate: whether the state's buffers are reused for the result's.
         """
         self._name, self._shapes = name, shapes
-        self._jitted = jax.jit(function, donate_argnums=(0,) if donate else ())
+        self._jitted = jax.jit(function)
         self._executables: dict[int, Callable[..., Any]] = {}
         self.late = 0
         """Compilations that a caller of `run` had to wait for."""

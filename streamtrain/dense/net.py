@@ -32,12 +32,15 @@ class StepResult(NamedTuple):
       loss: sum over samples and labels of weight * label weight * loss, from before the step.
       grad_pooled: `[P, W]` float32, gradient of that sum; 0 in padding rows.
       grad_sequences: by slot, `[P, T, D]` float32, likewise.
+      finite: whether the loss, every gradient, and the parameters and optimizer state that they lead to are numbers.
+        Where not, nothing was learned, and the other values mean nothing.
     """
 
     logits: NDArray[np.float32]
     loss: float
     grad_pooled: NDArray[np.float32]
     grad_sequences: dict[str, NDArray[np.float32]]
+    finite: bool
 
 
 class DenseNet:
@@ -78,8 +81,10 @@ class DenseNet:
         self._optimizer = transformation(optimizer or DenseAdam())
         shapes = self._predictor.params_shapes
         self._shapes = {"params": shapes, "optimizer": jax.eval_shape(self._optimizer.init, shapes)}
-        self._program = Program("step", self._step, self._step_shapes, donate=True)
+        self._program = Program("step", self._step, self._step_shapes)
         self._state = self._initial(seed)
+        # The state from before the last step, so that it can be undone; the price is memory for a second one.
+        self._before: Any = None
 
     @property
     def compilations(self) -> int:
@@ -108,7 +113,7 @@ class DenseNet:
         labels: NDArray[np.float32],
         weights: NDArray[np.float32],
     ) -> StepResult:
-        """Scores a padded minibatch, then learns from it.
+        """Scores a padded minibatch, then learns from it, unless that would leave numbers behind that are none.
 
         Rows get the gradient of the weighted sum of losses, because each id's gradients are summed and its optimizer
         has seen it as often as it occurred; dense parameters get that of the weighted mean, so that their step does
@@ -125,16 +130,30 @@ class DenseNet:
           The result; no input is read after that.
         """
         arguments = (pooled, dict(sequences), dense, labels, weights)
-        self._state, outputs = self._program.run(len(pooled), self._state, *arguments)
+        state, outputs = self._program.run(len(pooled), self._state, *arguments)
         # Inputs may have crossed without a copy: the caller may overwrite them once everything has been computed.
-        jax.block_until_ready((self._state, outputs))
-        logits, loss, grad_pooled, grad_sequences = outputs
+        jax.block_until_ready((state, outputs))
+        logits, loss, grad_pooled, grad_sequences, finite = outputs
+        self._before = self._state
+        if finite:
+            self._state = state
         return StepResult(
             np.asarray(logits),
             float(loss),
             np.asarray(grad_pooled),
             {name: np.asarray(gradient) for name, gradient in grad_sequences.items()},
+            bool(finite),
         )
+
+    def undo(self) -> None:
+        """Becomes the net that it was before the last step, bit for bit: the sparse half could not follow that step.
+
+        Raises:
+          RuntimeError: no step was taken since the net was made, loaded or undone.
+        """
+        if self._before is None:
+            raise RuntimeError("there is no step to undo")
+        self._state, self._before = self._before, None
 
     def predict(
         self,
@@ -164,7 +183,7 @@ class DenseNet:
         Raises:
           ConfigError: a name, shape or dtype is not this model's; the net is unchanged.
         """
-        self._state = placed(self._shapes, arrays)
+        self._state, self._before = placed(self._shapes, arrays), None
 
     def _initial(self, seed: int) -> Any:
         def initial(key: jax.Array) -> Any:
@@ -201,7 +220,11 @@ class DenseNet:
         grad_params = jax.tree.map(lambda gradient: gradient * scale, grad_params)
         updates, optimizer = self._optimizer.update(grad_params, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "optimizer": optimizer}, (logits, loss, grad_pooled, grad_vectors)
+        after = {"params": params, "optimizer": optimizer}
+        # What a sequence's mask hides is never read: no number has to stand there.
+        read = {name: jnp.where(sequences[name][1][..., None] > 0, g, 0) for name, g in grad_vectors.items()}
+        finite = _all_finite((loss, grad_params, grad_pooled, read, after))
+        return after, (logits, loss, grad_pooled, grad_vectors, finite)
 
     def _step_shapes(self, bucket: int) -> tuple[Any, ...]:
         return (
@@ -210,3 +233,9 @@ class DenseNet:
             jax.ShapeDtypeStruct((bucket, len(self._labels)), jnp.float32),
             jax.ShapeDtypeStruct((bucket,), jnp.float32),
         )
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether no leaf holds NaN or an infinity, as a boolean scalar."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))

@@ -45,7 +45,7 @@ class DensePredictor:
         self.buckets = Buckets(batch_size, buckets)
         self._layout = layout
         self.params_shapes = _params_shapes(self.model.init)
-        self._program = Program("predict", self.apply, self._shapes, donate=False)
+        self._program = Program("predict", self.apply, self._shapes)
 
     @property
     def compilations(self) -> int:

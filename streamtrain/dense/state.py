@@ -47,7 +47,7 @@ def placed(shapes: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if unknown := sorted(set(arrays) - set(names)):
         raise _misfit(f"the model has no {unknown[0]}")
     # On a CPU a device array may share memory with the host array that it is made from, also where asked not to, so
-    # each is made from a copy that nobody else holds: the step donates it and may write into it.
+    # each is made from a copy that nobody else holds and can change.
     return jax.tree_util.tree_unflatten(treedef, [jax.device_put(np.array(arrays[name])) for name in names])
 
 

@@ -29,6 +29,12 @@ _PLAIN = (
     "epoch", "previous", "step_first", "step_next", "samples", "samples_total", "bad_samples", "watermark_ms",
     "committed_at_ms", "writer",
 )  # fmt: skip
+_COUNTS = (
+    "epoch", "step_first", "samples", "samples_total", "bad_samples", "quarantined_minibatches",
+    "quarantined_samples", "undone_samples",
+)  # fmt: skip
+# What few records have; a document does not name one that is as it is by default.
+_RARE = {"quarantined_minibatches": 0, "quarantined_samples": 0, "restores": None, "undone_samples": 0}
 
 
 def document(record: EpochRecord, kind: Kind, model_id: str) -> dict[str, Any]:
@@ -38,6 +44,7 @@ def document(record: EpochRecord, kind: Kind, model_id: str) -> dict[str, Any]:
         "kind": kind,
         "model_id": model_id,
         **{name: getattr(record, name) for name in _PLAIN},
+        **{name: value for name, usual in _RARE.items() if (value := getattr(record, name)) != usual},
         "event_time_ms": record.event_time_ms,
         "record_time_ms": record.record_time_ms,
         "positions": dict(record.positions),
@@ -54,6 +61,8 @@ def tensors(record: EpochRecord) -> dict[str, np.ndarray]:
     """
     _check(record)
     named: dict[str, np.ndarray] = {"spans": record.spans.spans}
+    if len(record.spans.quarantined):
+        named["quarantined"] = record.spans.quarantined
     for table, rows in record.tables.items():
         named |= {f"tables/{table}/{column}": getattr(rows, column) for column in _COLUMNS}
     named |= {f"dense/{name}": np.asarray(array) for name, array in record.dense.items()}
@@ -72,15 +81,20 @@ def decode(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Ep
     groups: dict[str, dict[str, np.ndarray]] = {"tables": {}, "dense": {}, "metrics": {}}
     for name, tensor in tensors.items():
         group, _, rest = name.partition("/")
-        if group != "spans":
+        if name not in ("spans", "quarantined"):
             groups[group][rest] = tensor
     record = EpochRecord(
         **{name: document[name] for name in _PLAIN},
+        **{name: document.get(name, usual) for name, usual in _RARE.items()},
         event_time_ms=_pair(document["event_time_ms"]),
         record_time_ms=_pair(document["record_time_ms"]),
         positions=document["positions"],
         notes=document["notes"],
-        spans=SpanTable(tuple(document["partitions"]), tensors["spans"]),
+        spans=SpanTable(
+            tuple(document["partitions"]),
+            tensors["spans"],
+            tensors.get("quarantined", np.empty(0, np.int64)),
+        ),
         tables=_tables(groups["tables"]),
         dense=groups["dense"],
         metrics=groups["metrics"],
@@ -117,7 +131,7 @@ def _pair(value: Any) -> tuple[int, int] | None:
 
 def _check(record: EpochRecord) -> None:
     """Raises ValueError where the parts of a record cannot belong together. Reads no row: cheap at any size."""
-    for name in ("epoch", "step_first", "samples", "samples_total", "bad_samples"):
+    for name in _COUNTS:
         if type(value := getattr(record, name)) is not int or value < 0:
             raise ValueError(f"{name} is {value!r}, not a whole number from 0 on")
     if record.step_next < record.step_first:
@@ -129,6 +143,17 @@ def _check(record: EpochRecord) -> None:
         raise ValueError(f"spans are {spans.dtype}{list(spans.shape)}, not int64[n, 5]")
     if len(spans) and not (spans[:, 1].min() >= 0 and spans[:, 1].max() < len(record.spans.partitions)):
         raise ValueError("a span names a partition that the record does not list")
+    quarantined = record.spans.quarantined
+    if quarantined.dtype != np.int64 or quarantined.ndim != 1:
+        raise ValueError(f"quarantined is {quarantined.dtype}{list(quarantined.shape)}, not int64[q]")
+    if len(spans) and len(quarantined) != record.quarantined_minibatches:
+        raise ValueError(
+            f"it lists {len(quarantined)} quarantined steps and counts {record.quarantined_minibatches}"
+        )
+    if record.restores is not None and not (
+        type(record.restores) is int and 0 <= record.restores < record.epoch
+    ):
+        raise ValueError(f"it restores {record.restores!r}, which is no epoch before it")
     for table, rows in record.tables.items():
         _check_table(table, rows)
 

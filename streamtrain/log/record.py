@@ -50,10 +50,13 @@ class SpanTable:
     Attributes:
       partitions: names that `spans` refers to by index.
       spans: `[n, 5]` int64 columns: step, partition index, first offset, next offset, good samples.
+      quarantined: `[q]` int64, ascending: the steps of these whose minibatch was quarantined, so that nothing was
+        learned from it.
     """
 
     partitions: tuple[str, ...] = ()
     spans: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 5), np.int64))
+    quarantined: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,9 @@ class EpochRecord:
       samples: samples learned in it.
       samples_total: samples learned by the model up to its end.
       bad_samples: records refused in its spans.
+      quarantined_minibatches, quarantined_samples: how many of its minibatches were quarantined, and their samples.
+      restores: of a rollback, the epoch whose model this one is; else None.
+      undone_samples: of a rollback, how many of the samples learned before it are not in the model any more.
       positions: by partition, the next offset to read.
       spans: the minibatches.
       event_time_ms: (min, max) of the samples' event times, or None where it has no sample.
@@ -92,6 +98,10 @@ class EpochRecord:
     metrics: Mapping[str, np.ndarray]
     spans: SpanTable = SpanTable()
     bad_samples: int = 0
+    quarantined_minibatches: int = 0
+    quarantined_samples: int = 0
+    restores: int | None = None
+    undone_samples: int = 0
     event_time_ms: tuple[int, int] | None = None
     record_time_ms: tuple[int, int] | None = None
     watermark_ms: int | None = None

@@ -114,13 +114,20 @@ class SparseNet:
 
     def backward(
         self, grad_pooled: NDArray[np.float32], grad_sequences: Mapping[str, NDArray[np.float32]], step: int
-    ) -> None:
-        """Learns: sums gradients per distinct id and updates each row of the minibatch once.
+    ) -> bool:
+        """Learns: sums gradients per distinct id and updates each row of the minibatch once; all rows, or none.
+
+        Where a weight or slot of any row came out as NaN or an infinity, every row of the minibatch has its old bits
+        again and the next cut reports none of them for it. Rows that `forward` inserted stay, at their initial state,
+        which is what they would start as again.
 
         Args:
           grad_pooled: `[P, W]` float32, the gradient of the activations' `pooled`; padding rows are not read.
           grad_sequences: by slot `[P, L, D]` float32, of the vectors; not read where the mask is 0.
           step: that of `forward`.
+
+        Returns:
+          Whether it learned.
 
         Raises:
           RuntimeError: the last call was not `forward` of this step, or the gradients are not of its shapes. Nothing
@@ -136,11 +143,18 @@ class SparseNet:
                 + ("not called" if flight is None else f"step {flight.step} with {flight.shapes}")
             )
         gradients = as_input(grad_pooled, np.float32)
+        finite = True
         for half, (stack, united, rows) in zip(self._halves.values(), flight.tables, strict=True):
             sums = half.scratch(len(rows))
             sums.fill(0)
             half.slots.accumulate(gradients, grad_sequences, united.inverse, stack, sums)
-            half.table.learn(rows, sums, united.occurrences, step)
+            finite &= half.table.learn(rows, sums, united.occurrences, step)
+        for half, (_, _, rows) in zip(self._halves.values(), flight.tables, strict=True):
+            if finite:
+                half.table.keep_learned(rows)
+            else:
+                half.table.undo_learned(rows)
+        return finite
 
     def discard(self) -> None:
         """Forgets the last `forward` without learning from it. Rows that it inserted stay, at their initial state."""
@@ -208,8 +222,11 @@ class SparseNet:
         }
         net = SparseNet(self._layout, small, self._seed)
         batch = sample_batch(self._layout)
-        out = net.forward(batch, 0, 2)
-        net.backward(out.pooled, {name: vectors for name, (vectors, _) in out.sequences.items()}, 0)
+        for step, gradient in enumerate((0.0, np.nan)):
+            out = net.forward(batch, step, 2)
+            for array in (out.pooled, *(vectors for vectors, _ in out.sequences.values())):
+                array.fill(gradient)
+            net.backward(out.pooled, {name: vectors for name, (vectors, _) in out.sequences.items()}, step)
         net.score(batch, 2)
 
     def _between_steps(self) -> None:

@@ -8,6 +8,10 @@ All arithmetic is float32, in the order written; inner loops run over slices, of
 - `gradients`: `[U, D]` float32, each row's gradient, summed over its occurrences in the minibatch.
 - `occurrences`: `[U]` uint32, how often each row occurred; the row's count grows by it, up to 2^32 - 1.
 - `step`: uint32, the row's new last step.
+- `before`: `[U, D + K + 2]` uint32; overwritten with what the rows held before.
+
+A kernel returns whether every weight and slot that it wrote is a number. It writes them in any case: where one is NaN or
+an infinity, the caller puts `before` back with `restore`.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from numpy.typing import NDArray
 from streamtrain.sparse.jit import kernel, prefetch_row
 from streamtrain.sparse.settings import Adagrad, Adam, AnyOptimizer, Ftrl, RowwiseAdagrad, Sgd
 
-__all__ = ["RowOptimizer", "row_optimizer", "slots_of"]
+__all__ = ["RowOptimizer", "restore", "row_optimizer", "slots_of"]
 
 Words = NDArray[np.float32]
 Bits = NDArray[np.uint32]
@@ -33,6 +37,7 @@ Fresh = NDArray[np.bool_]
 COUNT_MAX = np.uint32(0xFFFFFFFF)
 AHEAD = 16
 ZERO, ONE = np.float32(0), np.float32(1)
+MAGNITUDE, INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class RowOptimizer:
     slots: int
     _start: Callable[..., None]
     _start_parameters: tuple[Any, ...]
-    _update: Callable[..., None]
+    _update: Callable[..., bool]
     _update_parameters: tuple[Any, ...]
 
     def start(self, words: Words, dim: int, rows: Rows, fresh: Fresh) -> None:
@@ -61,9 +66,10 @@ class RowOptimizer:
         gradients: NDArray[np.float32],
         occurrences: NDArray[np.uint32],
         step: np.uint32,
-    ) -> None:
-        """Updates the rows once, in place; arguments as in the module's text."""
-        self._update(words, bits, rows, gradients, occurrences, step, *self._update_parameters)
+        before: Bits,
+    ) -> bool:
+        """Updates the rows once, in place; arguments and result as in the module's text."""
+        return self._update(words, bits, rows, gradients, occurrences, step, before, *self._update_parameters)
 
 
 def slots_of(settings: AnyOptimizer, dim: int) -> int:
@@ -153,6 +159,36 @@ def stamp(bits: Bits, row: np.int32, occurrences: np.uint32, step: np.uint32) ->
 
 
 @kernel
+def keep(bits: Bits, row: np.int32, before: Bits, at: int) -> None:
+    """Copies a row to `before[at]`."""
+    now, then = bits[row], before[at]
+    for w in range(then.size):
+        then[w] = now[w]
+
+
+@kernel
+def largest(bits: Bits, row: np.int32) -> np.uint32:
+    """The largest magnitude among the row's weights and slots, as bits: numbers lie below those of infinity, NaN above.
+
+    Integers, because a maximum of integers may be taken in any order, so that LLVM makes vector instructions of it.
+    """
+    found = np.uint32(0)
+    now = bits[row, : bits.shape[1] - 2]
+    for w in range(now.size):
+        found = max(found, np.uint32(now[w] & MAGNITUDE))
+    return found
+
+
+@kernel
+def restore(bits: Bits, rows: Rows, before: Bits) -> None:
+    """Gives the rows the bits back that a kernel kept."""
+    for u in range(rows.size):
+        now, then = bits[rows[u]], before[u]
+        for w in range(then.size):
+            now[w] = then[w]
+
+
+@kernel
 def sgd(
     words: Words,
     bits: Bits,
@@ -160,18 +196,23 @@ def sgd(
     gradients: NDArray[np.float32],
     occurrences: NDArray[np.uint32],
     step: np.uint32,
+    before: Bits,
     learning_rate: np.float32,
     l2: np.float32,
-) -> None:
+) -> bool:
     """w -= learning_rate * (g + l2 * w). No slots."""
     dim = gradients.shape[1]
+    worst = np.uint32(0)
     for u in range(rows.size):
         prefetch_row(words, rows, u + AHEAD, words.strides[0])
+        keep(bits, rows[u], before, u)
         weights, gradient = words[rows[u], :dim], gradients[u]
         for d in range(dim):
             w = weights[d]
             weights[d] = w - learning_rate * (gradient[d] + l2 * w)
         stamp(bits, rows[u], occurrences[u], step)
+        worst = max(worst, largest(bits, rows[u]))
+    return worst < INFINITY
 
 
 @kernel
@@ -182,17 +223,20 @@ def adagrad(
     gradients: NDArray[np.float32],
     occurrences: NDArray[np.uint32],
     step: np.uint32,
+    before: Bits,
     learning_rate: np.float32,
     epsilon: np.float32,
     l2: np.float32,
-) -> None:
+) -> bool:
     """n += g^2; w -= learning_rate * g / (sqrt(n) + epsilon), with g = gradient + l2 * w. Slots: [n D].
 
     Source: Duchi, Hazan and Singer, JMLR 2011.
     """
     dim = gradients.shape[1]
+    worst = np.uint32(0)
     for u in range(rows.size):
         prefetch_row(words, rows, u + AHEAD, words.strides[0])
+        keep(bits, rows[u], before, u)
         weights, squares = words[rows[u], :dim], words[rows[u], dim : 2 * dim]
         gradient = gradients[u]
         for d in range(dim):
@@ -202,6 +246,8 @@ def adagrad(
             squares[d] = n
             weights[d] = w - learning_rate * g / (math.sqrt(n) + epsilon)
         stamp(bits, rows[u], occurrences[u], step)
+        worst = max(worst, largest(bits, rows[u]))
+    return worst < INFINITY
 
 
 @kernel
@@ -212,18 +258,21 @@ def rowwise_adagrad(
     gradients: NDArray[np.float32],
     occurrences: NDArray[np.uint32],
     step: np.uint32,
+    before: Bits,
     learning_rate: np.float32,
     epsilon: np.float32,
     l2: np.float32,
-) -> None:
+) -> bool:
     """n += mean(g^2); w -= learning_rate / (sqrt(n) + epsilon) * g, with g = gradient + l2 * w. Slots: [n 1].
 
     Source: Mudigere et al., "Software-hardware co-design for fast and scalable training of deep learning
     recommendation models", ISCA 2022 (FBGEMM's EXACT_ROWWISE_ADAGRAD).
     """
     dim = gradients.shape[1]
+    worst = np.uint32(0)
     for u in range(rows.size):
         prefetch_row(words, rows, u + AHEAD, words.strides[0])
+        keep(bits, rows[u], before, u)
         weights, gradient = words[rows[u], :dim], gradients[u]
         total = ZERO
         for d in range(dim):
@@ -236,6 +285,8 @@ def rowwise_adagrad(
             w = weights[d]
             weights[d] = w - rate * (gradient[d] + l2 * w)
         stamp(bits, rows[u], occurrences[u], step)
+        worst = max(worst, largest(bits, rows[u]))
+    return worst < INFINITY
 
 
 @kernel
@@ -246,12 +297,13 @@ def adam(
     gradients: NDArray[np.float32],
     occurrences: NDArray[np.uint32],
     step: np.uint32,
+    before: Bits,
     learning_rate: np.float32,
     beta1: float,
     beta2: float,
     epsilon: np.float32,
     l2: np.float32,
-) -> None:
+) -> bool:
     """Adam, bias-corrected by the row's own number of updates t. Slots: [m D | v D | t 1].
 
     m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
@@ -265,8 +317,10 @@ def adam(
     dim = gradients.shape[1]
     keep1, keep2 = np.float32(beta1), np.float32(beta2)
     new1, new2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
+    worst = np.uint32(0)
     for u in range(rows.size):
         prefetch_row(words, rows, u + AHEAD, words.strides[0])
+        keep(bits, rows[u], before, u)
         weights, gradient = words[rows[u], :dim], gradients[u]
         means, squares = words[rows[u], dim : 2 * dim], words[rows[u], 2 * dim : 3 * dim]
         t = words[rows[u], 3 * dim] + ONE
@@ -282,6 +336,8 @@ def adam(
             squares[d] = v
             weights[d] = w - learning_rate * (m / correct1) / (math.sqrt(v / correct2) + epsilon)
         stamp(bits, rows[u], occurrences[u], step)
+        worst = max(worst, largest(bits, rows[u]))
+    return worst < INFINITY
 
 
 @kernel
@@ -304,11 +360,12 @@ def ftrl(
     gradients: NDArray[np.float32],
     occurrences: NDArray[np.uint32],
     step: np.uint32,
+    before: Bits,
     alpha: np.float32,
     beta: np.float32,
     l1: np.float32,
     l2: np.float32,
-) -> None:
+) -> bool:
     """FTRL-proximal. Slots: [z D | n D]; the weights are derived from them.
 
     sigma = (sqrt(n + g^2) - sqrt(n)) / alpha; z += g - sigma w; n += g^2;
@@ -319,8 +376,10 @@ def ftrl(
     Source: McMahan et al., "Ad click prediction: a view from the trenches", KDD 2013, algorithm 1.
     """
     dim = gradients.shape[1]
+    worst = np.uint32(0)
     for u in range(rows.size):
         prefetch_row(words, rows, u + AHEAD, words.strides[0])
+        keep(bits, rows[u], before, u)
         weights, gradient = words[rows[u], :dim], gradients[u]
         zs, squares = words[rows[u], dim : 2 * dim], words[rows[u], 2 * dim : 3 * dim]
         for d in range(dim):
@@ -336,3 +395,5 @@ def ftrl(
             elif scale > ZERO:
                 weights[d] = -(z - math.copysign(l1, z)) / scale
         stamp(bits, rows[u], occurrences[u], step)
+        worst = max(worst, largest(bits, rows[u]))
+    return worst < INFINITY

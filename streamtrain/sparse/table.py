@@ -12,7 +12,7 @@ from streamtrain.sparse.dirty import DirtyRows
 from streamtrain.sparse.index import IdSet, Index
 from streamtrain.sparse.init import Initializer
 from streamtrain.sparse.memory import as_input
-from streamtrain.sparse.optimizers import row_optimizer
+from streamtrain.sparse.optimizers import restore, row_optimizer
 from streamtrain.sparse.settings import AnyInit, AnyOptimizer
 
 __all__ = ["EmbeddingTable"]
@@ -60,6 +60,7 @@ class EmbeddingTable:
         self._initializer = Initializer(init, seed, name)
         self._index = Index(label, rows_max)
         self._arena = Arena(label, dim, self.slots, rows_max)
+        self._before = np.empty((0, dim + self.slots + 2), np.uint32)
         self._dirty = DirtyRows(label, rows_max)
         self._removed = IdSet(f"{label}, rows removed in this epoch,", min(2 * rows_max, ROWS_LIMIT))
 
@@ -143,20 +144,34 @@ class EmbeddingTable:
         gradients: NDArray[np.float32],
         occurrences: NDArray[np.uint32],
         step: int,
-    ) -> None:
-        """Takes one step of the row optimizer.
+    ) -> bool:
+        """Takes one step of the row optimizer. Follow it with `keep_learned` or `undo_learned` before anything else.
 
         Args:
           rows: `[U]` int32, distinct, from `find_or_insert`.
           gradients: `[U, D]` float32, summed over each row's occurrences.
           occurrences: `[U]` uint32; added to the rows' counts, which saturate.
           step: becomes their last step, modulo 2^32.
+
+        Returns:
+          Whether every weight and slot that came out is a number. Where not, the step has to be undone.
         """
         assert self._optimizer is not None, f"table {self.name!r} holds weights only"
         assert gradients.shape == (len(rows), self.dim) and len(occurrences) == len(rows)
         last_step = np.uint32(step & 0xFFFFFFFF)
-        self._optimizer.update(self._arena.words, self._arena.bits, rows, gradients, occurrences, last_step)
+        if len(rows) > len(self._before):
+            self._before = np.empty((1 << (len(rows) - 1).bit_length(), self._arena.bits.shape[1]), np.uint32)
+        return self._optimizer.update(
+            self._arena.words, self._arena.bits, rows, gradients, occurrences, last_step, self._before
+        )
+
+    def keep_learned(self, rows: NDArray[np.int32]) -> None:
+        """The rows (`[U]` int32, those of the last `learn`) are changed: the next cut reports them."""
         self._dirty.mark(rows)
+
+    def undo_learned(self, rows: NDArray[np.int32]) -> None:
+        """The rows (`[U]` int32, those of the last `learn`) hold again, bit for bit, what they held before it."""
+        restore(self._arena.bits, rows, self._before)
 
     def cut(self) -> TableRows:
         """What changed since the last cut, as copies: learned rows in the order of their first change, and tombstones.

@@ -54,15 +54,23 @@ class EpochBuilder:
         """How many spans were added since the last cut."""
         return len(self._spans)
 
-    def add(self, minibatch: Minibatch) -> None:
-        """Takes note of a minibatch that was just learned from (or that held bad records only)."""
+    def add(self, minibatch: Minibatch, *, quarantined: bool = False) -> None:
+        """Takes note of a minibatch that was just learned from, or that held bad records only.
+
+        A quarantined one takes a step number and moves the positions; of its samples and their times nothing counts as
+        learned.
+        """
         self._tracker.advance(minibatch.spans)
         for span in minibatch.spans:
             index = self._partitions.setdefault(span.partition, len(self._partitions))
             self._spans.append((self.step, index, span.first, span.next, span.samples))
         self._bad += len(minibatch.bad)
         batch = minibatch.batch
-        if batch.size:
+        if quarantined:
+            self._quarantined.append(self.step)
+            self._quarantined_samples += batch.size
+            self.step += 1
+        elif batch.size:
             self._event_ms = _widen(self._event_ms, batch.event_time_ms)
             self._record_ms = _widen(self._record_ms, batch.record_time_ms)
             if self._event_ms is not None:
@@ -88,13 +96,19 @@ class EpochBuilder:
             samples_total=self.samples_total,
             bad_samples=self._bad,
             positions=self.positions,
-            spans=SpanTable(tuple(self._partitions), np.array(self._spans, np.int64).reshape(-1, 5)),
+            spans=SpanTable(
+                tuple(self._partitions),
+                np.array(self._spans, np.int64).reshape(-1, 5),
+                np.array(self._quarantined, np.int64),
+            ),
             event_time_ms=self._event_ms,
             record_time_ms=self._record_ms,
             watermark_ms=self.watermark_ms,
             tables=tables,
             dense=dense,
             metrics=metrics,
+            quarantined_minibatches=len(self._quarantined),
+            quarantined_samples=self._quarantined_samples,
             notes=notes,
         )
         self.epoch += 1

@@ -1,14 +1,15 @@
-"""Decides when bad samples are a flood. A plain object; the feed counts and logs."""
+"""Decides when bad samples are a flood, and when quarantined minibatches are. Plain objects; others count."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from streamtrain.errors import BadSample, TooManyBadSamples
+from streamtrain.errors import BadSample, TooManyBadSamples, TooManyQuarantined
+from streamtrain.sources import Span
 from streamtrain.training.settings import BadSampleSettings
 
-__all__ = ["BadSampleGuard"]
+__all__ = ["BadSampleGuard", "QuarantineGuard"]
 
 
 class BadSampleGuard:
@@ -48,3 +49,35 @@ class BadSampleGuard:
         if self._records >= self._settings.window:
             self._records = 0
             self._reasons.clear()
+
+
+class QuarantineGuard:
+    """Watches for minibatches that are quarantined one after the other.
+
+    Args:
+      in_a_row_max: how many may be.
+    """
+
+    def __init__(self, in_a_row_max: int) -> None:
+        self._max, self._in_a_row = in_a_row_max, 0
+
+    def see(self, spans: Sequence[Span], *, quarantined: bool) -> None:
+        """Takes note of a minibatch of samples.
+
+        Raises:
+          TooManyQuarantined: it is one too many.
+        """
+        self._in_a_row = self._in_a_row + 1 if quarantined else 0
+        if self._in_a_row > self._max:
+            raise TooManyQuarantined(
+                f"{self._in_a_row} minibatches in a row would have left NaN or infinities in the model, the last one "
+                f"{describe(spans)}; training.quarantine_max allows {self._max}. The model stays as the newest epoch "
+                "has it, without any of them. Look at these records: a huge value in a dense slot or a weight is the "
+                "usual cause; another is a learning rate too high. Correct it and start again; if the model went "
+                "astray before, `streamtrain inspect` shows its epochs and `streamtrain rollback` returns to one"
+            )
+
+
+def describe(spans: Sequence[Span]) -> str:
+    """Where the records of a minibatch stand, in words."""
+    return ", ".join(f"{span.partition} offsets {span.first} to {span.next - 1}" for span in spans)

@@ -100,22 +100,25 @@ class Learner:
         assert self._epochs is not None, "restore comes first"
         return self._epochs
 
-    def learn(self, minibatch: Minibatch) -> np.ndarray:
-        """Scores a minibatch, then learns from it: one step.
+    def learn(self, minibatch: Minibatch) -> bool:
+        """Scores a minibatch, then learns from it: one step, or none where it holds no sample.
 
         Returns:
-          `[B, L]` float32 logits from before the step.
+          False where it was quarantined: see `step`.
         """
         batch = minibatch.batch
-        if batch.size:
-            logits = self.step(batch, self.epochs.step)
-        else:
-            logits = np.empty((0, len(self.layout.labels)), np.float32)
-        self.epochs.add(minibatch)
-        return logits
+        learned = not batch.size or self.step(batch, self.epochs.step) is not None
+        self.epochs.add(minibatch, quarantined=not learned)
+        return learned
 
-    def step(self, batch: SampleBatch, step: int) -> np.ndarray:
-        """Optimizer step number `step` on B >= 1 samples; counts them in the evaluation. Returns `[B, L]` logits."""
+    def step(self, batch: SampleBatch, step: int) -> np.ndarray | None:
+        """Optimizer step number `step` on B >= 1 samples; counts them in the evaluation.
+
+        Returns:
+          `[B, L]` float32 logits from before the step; None where it would have left NaN or an infinity in the loss, a
+          gradient, a parameter or a row. Then the minibatch is quarantined: everything that is ever cut is, bit
+          for bit, as if it had not been there.
+        """
         padded = self.dense.bucket(batch.size)
         activations = self.sparse.forward(batch, step, padded)
         result = self.dense.step(
@@ -125,7 +128,12 @@ class Learner:
             _pad(batch.labels, padded),
             _pad(batch.weights, padded),
         )
-        self.sparse.backward(result.grad_pooled, result.grad_sequences, step)
+        if not result.finite:
+            self.sparse.discard()
+            return None
+        if not self.sparse.backward(result.grad_pooled, result.grad_sequences, step):
+            self.dense.undo()
+            return None
         logits = result.logits[: batch.size]
         self.prequential.add(logits, batch.labels, batch.weights)
         return logits

@@ -11,6 +11,7 @@ from streamtrain.metrics import Metrics
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.training.committer import Committer
 from streamtrain.training.handoff import End, Handoff
+from streamtrain.training.guard import QuarantineGuard, describe
 from streamtrain.training.learner import Learner
 from streamtrain.training.settings import TrainingSettings
 
@@ -51,6 +52,7 @@ class Trainer:
         self._learner, self._handoff, self._committer, self._metrics = learner, handoff, committer, metrics
         self._minibatcher = Minibatcher(settings.batch_size, settings.linger_ms)
         self._interval_s = epoch_interval_s
+        self._guard = QuarantineGuard(settings.quarantine_max)
         self._stop = threading.Event()
         self._cut_at = time.monotonic()
 
@@ -63,6 +65,7 @@ class Trainer:
 
         Raises:
           Whatever stopped the feed or the log: Fenced, TooManyBadSamples, ...
+          TooManyQuarantined: what was learned since the last cut is given up; a restart learns it again.
         """
         self._cut_at = time.monotonic()
         ended = False
@@ -109,11 +112,23 @@ class Trainer:
 
     def _learn(self, minibatch: Minibatch) -> None:
         begin = time.perf_counter()
-        self._learner.learn(minibatch)
-        if minibatch.batch.size:
+        learned = self._learner.learn(minibatch)
+        size = minibatch.batch.size
+        if not size:
+            return
+        if learned:
             self._metrics.step_seconds.observe(time.perf_counter() - begin)
             self._metrics.steps.inc()
-            self._metrics.samples.inc(minibatch.batch.size)
+            self._metrics.samples.inc(size)
+        else:
+            self._metrics.quarantined_minibatches.inc()
+            self._metrics.quarantined_samples.inc(size)
+            logger.warning(
+                "quarantined %d samples, which would have left NaN or an infinity in the model: %s",
+                size,
+                describe(minibatch.spans),
+            )
+        self._guard.see(minibatch.spans, quarantined=not learned)
 
     def _cut_if_due(self) -> None:
         # Asked first: it raises what stopped the writer, which no sample may follow for hours.

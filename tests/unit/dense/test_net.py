@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from streamtrain.dense.model import Model, build_model, parse_settings
 from streamtrain.dense.net import DenseNet
+from streamtrain.dense.optimizers import DenseAdam
 from streamtrain.errors import ConfigError
 from tests.unit.dense.toy import layout_of, minibatch, net_of
 
@@ -289,3 +290,79 @@ def test_options_of_a_model_are_checked():
         parse_settings({"kind": "linear", "depth": 3})
     with pytest.raises(ConfigError, match="no label is called 'buy'; there are: click, like"):
         build_model(LAYOUT, parse_settings({"kind": "din", "label_weights": {"buy": 2.0}}))
+
+
+def _infinite_features(batch):
+    batch.dense[3, 0] = 3e38
+
+
+def _infinite_weight(batch):
+    batch.weights[2] = 3e38
+
+
+def _nan_label(batch):
+    batch.labels[1, 0] = np.nan
+
+
+def _nan_vector(batch):
+    vectors, mask = batch.sequences["history"]
+    mask[0, 0], vectors[0, 0, 0] = 1, np.inf
+
+
+@pytest.mark.parametrize("harm", [_infinite_features, _infinite_weight, _nan_label, _nan_vector])
+def test_a_step_that_would_leave_no_numbers_changes_no_bit(net, genesis, harm):
+    net.load(genesis)
+    minibatch(LAYOUT, 16).step(net)
+    before = digest(net.state())
+    batch = minibatch(LAYOUT, 16, seed=1)
+    batch.dense *= 1e38 if harm is _infinite_features else 1
+    harm(batch)
+    assert not batch.step(net).finite
+    assert digest(net.state()) == before
+    assert minibatch(LAYOUT, 16, seed=2).step(net).finite
+    assert digest(net.state()) != before
+
+
+def test_an_optimizer_that_overflows_is_caught_though_every_gradient_is_a_number():
+    layout = layout_of({"a": 1})
+    net = net_of(layout, f"{__name__}:Squared", DenseAdam())
+    batch = minibatch(layout, 16)
+    batch.pooled *= 1e12
+    batch.labels[:] = 0
+    before = digest(net.state())
+    # The gradient is about 1e23, a number; its square in Adam's second moment is none.
+    result = batch.step(net)
+    assert np.isfinite(result.loss) and np.isfinite(result.grad_pooled).all() and not result.finite
+    assert digest(net.state()) == before
+
+
+class Hidden(Squared):
+    """Its gradients are NaN in the places that the mask hides, and only there."""
+
+    def apply(self, params, features):
+        vectors, mask = features.sequences["history"]
+        roots = jnp.sqrt(jnp.where(mask[..., None] > 0, vectors * vectors + 1, 0 * vectors))
+        return params["scale"] * jnp.where(mask[..., None] > 0, roots, 0).sum((1, 2))[:, None]
+
+
+def test_gradients_of_what_a_mask_hides_need_not_be_numbers():
+    layout = layout_of({}, sequences={"history": (4, 2, None)})
+    net = net_of(layout, f"{__name__}:Hidden")
+    batch = minibatch(layout, 16)
+    result = batch.step(net)
+    hidden = batch.sequences["history"][1] == 0
+    assert np.isnan(result.grad_sequences["history"][hidden]).all() and hidden.any()
+    assert result.finite
+
+
+def test_a_step_is_undone_bit_for_bit_and_once(net, genesis):
+    net.load(genesis)
+    with pytest.raises(RuntimeError, match="no step to undo"):
+        net.undo()
+    minibatch(LAYOUT, 16).step(net)
+    before = digest(net.state())
+    minibatch(LAYOUT, 16, seed=1).step(net)
+    net.undo()
+    assert digest(net.state()) == before
+    with pytest.raises(RuntimeError, match="no step to undo"):
+        net.undo()

@@ -72,6 +72,8 @@ def check_warm_up(kind: str) -> None:
         pooled, sequences = random_gradients(rng, 64)
         pooled.flags.writeable = False
         net.backward(pooled, {name: frozen(gradient) for name, gradient in sequences.items()}, step)
+    net.forward(batch, 3, 64)
+    assert not net.backward(np.full_like(pooled, np.nan), sequences, 3)
     rows = {name: TableRows(*map(frozen, columns(rows))) for name, rows in net.cut().items()}
     net.remove("item", frozen(rows["item"].ids[:5]))
     other = SparseNet(LAYOUT, tables, 1)

@@ -26,6 +26,8 @@ from tests.unit.sparse.cases import (
 )
 
 ADAGRAD = Adagrad()
+# A gradient of 3e38 overflows with any of them.
+OVERFLOWING = OPTIMIZERS | {"sgd": Sgd(kind="sgd", learning_rate=10.0)}
 
 
 def net_of(rows_max: int = 100_000) -> SparseNet:
@@ -237,3 +239,45 @@ def test_what_a_table_holds_can_be_asked() -> None:
     ]
     assert net.memory_bytes("user") > before
     assert_same_bits(net.export("user").weights, pulled.weights)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38], ids=str)
+def test_a_step_that_overflows_in_any_table_leaves_every_bit_and_the_next_cut_alone(
+    kind: str, value: float
+) -> None:
+    net, other = (SparseNet(LAYOUT, table_settings(OVERFLOWING[kind]), 5) for _ in range(2))
+    first, poison, last = (random_batch(np.random.default_rng(seed), 6) for seed in (1, 2, 3))
+    for each in (net, other):
+        each.forward(first, 1, 8)
+        assert each.backward(*random_gradients(np.random.default_rng(4), 8), 1)
+    net.forward(poison, 2, 8)
+    pooled, sequences = random_gradients(np.random.default_rng(5), 8)
+    # One column of the last table alone; the rows of the first were learned by then.
+    column = next(c for c in LAYOUT.pooled if c.name == "item")
+    pooled[:6, column.start + column.dim - 1] = value
+    assert not net.backward(pooled, sequences, 2)
+    for each in (net, other):
+        each.forward(last, 3, 8)
+        assert each.backward(*random_gradients(np.random.default_rng(6), 8), 3)
+    cuts = net.cut(), other.cut()
+    for name in cuts[0]:
+        assert_same_rows(cuts[0][name], cuts[1][name])
+
+
+def test_rows_that_only_a_refused_step_named_are_what_they_would_start_as() -> None:
+    net = net_of()
+    batch = batch_of(
+        {name: ragged([[]]) for name in SLOTS} | {"interests": ragged([[]], [[]]), "item": ragged([[77]])}
+    )
+    net.forward(batch, 1, 1)
+    pooled, sequences = random_gradients(np.random.default_rng(0), 1)
+    assert not net.backward(np.full_like(pooled, np.nan), sequences, 1)
+    assert net.contains("item", np.array([77], np.uint64)).all()
+    held = net.export("item")
+    fresh = net_of()
+    fresh.forward(batch, 1, 1)
+    fresh.discard()
+    assert_same_rows(held, fresh.export("item"))
+    assert held.counts.tolist() == [0] and held.last_steps.tolist() == [0]
+    assert all(len(rows.ids) == 0 for rows in net.cut().values())

@@ -20,7 +20,8 @@ def table_of(optimizer: AnyOptimizer, dim: int = 5, std: float = 0.1) -> Embeddi
 def learn(table: EmbeddingTable, gradients: np.ndarray, occurrences: int = 1, step: int = 1) -> None:
     rows = table.find_or_insert(IDS[: len(gradients)])
     counts = np.full(len(gradients), occurrences, np.uint32)
-    table.learn(rows, gradients.astype(np.float32), counts, step)
+    assert table.learn(rows, gradients.astype(np.float32), counts, step)
+    table.keep_learned(rows)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ def table_of(rows_max: int = 1000, optimizer: AnyOptimizer | None = Adagrad()) -
 def learn(table: EmbeddingTable, *ids: int, gradient: float = 1.0, step: int = 1) -> None:
     rows = table.find_or_insert(ids_of(*ids))
     gradients = np.full((len(ids), 4), gradient, np.float32)
-    table.learn(rows, gradients, np.ones(len(ids), np.uint32), step)
+    assert table.learn(rows, gradients, np.ones(len(ids), np.uint32), step)
+    table.keep_learned(rows)
 
 
 def test_a_cut_reports_learned_rows_once_in_the_order_of_their_first_change() -> None:

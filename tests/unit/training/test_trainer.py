@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamtrain.errors import Fenced, TableFull
+from streamtrain.errors import Fenced, TableFull, TooManyQuarantined
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.metrics import Metrics
-from streamtrain.samples.minibatch import Minibatch
+from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.training import trainer as module
 from streamtrain.training.epochs import EpochBuilder
 from streamtrain.training.handoff import End, Item
@@ -28,7 +28,8 @@ GENESIS = EpochRecord(0, "", 0, 0, 0, 0, {"p": 0}, {}, {}, {})
 class CountingLearner:
     """A learner without a model."""
 
-    def __init__(self, fails_at: float = math.inf) -> None:
+    def __init__(self, fails_at: float = math.inf, poisoned: Sequence[int] = ()) -> None:
+        self._poisoned = poisoned
         self.epochs = EpochBuilder(GENESIS, sequential=False)
         self.prequential = Prequential(["click"], 1000)
         self.dense = SimpleNamespace(compilations=0)
@@ -36,11 +37,13 @@ class CountingLearner:
         self.pulled: list[Mapping[str, TableRows]] = []
         self._fails_at = fails_at
 
-    def learn(self, minibatch: Minibatch) -> None:
+    def learn(self, minibatch: Minibatch) -> bool:
         if len(self.sizes) == self._fails_at:
             raise TableFull("main is full")
+        quarantined = len(self.sizes) in self._poisoned
         self.sizes.append(minibatch.batch.size)
-        self.epochs.add(minibatch)
+        self.epochs.add(minibatch, quarantined=quarantined)
+        return not quarantined
 
     def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
         self.pulled.append(rows)
@@ -214,3 +217,47 @@ def test_spans_of_an_epoch_are_what_was_learned_in_order() -> None:
     [record] = committer.records
     assert record.spans.partitions == ("p", "q")
     np.testing.assert_array_equal(record.spans.spans, [[0, 0, 0, 3, 3], [0, 1, 10, 11, 1], [1, 1, 11, 13, 2]])
+
+
+def test_a_quarantined_minibatch_is_recorded_counted_and_said_but_not_learned(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    learner, committer = CountingLearner(poisoned=[1]), StillCommitter()
+    made = trainer(learner, Feeding(item(0, 10)), committer)
+    made.run()
+    (record,) = committer.records
+    assert (record.samples, record.samples_total, record.step_next) == (6, 6, 3)
+    assert (record.quarantined_minibatches, record.quarantined_samples) == (1, 4)
+    assert record.spans.quarantined.tolist() == [1]
+    assert record.spans.spans[:, [0, 2, 3, 4]].tolist() == [[0, 0, 4, 4], [1, 4, 8, 4], [2, 8, 10, 2]]
+    assert record.positions == {"p": 10}
+    assert (
+        "quarantined 4 samples, which would have left NaN or an infinity in the model: p offsets 4 to 7"
+        in (caplog.text)
+    )
+    sample = made._metrics.registry.get_sample_value
+    assert sample("streamtrain_samples_total") == 6 and sample("streamtrain_steps_total") == 2
+    assert sample("streamtrain_quarantined_minibatches_total") == 1
+    assert sample("streamtrain_quarantined_samples_total") == 4
+
+
+def test_quarantined_samples_move_no_time() -> None:
+    epochs = EpochBuilder(GENESIS, sequential=False)
+    minibatch = Minibatcher(4, 0)
+    minibatch.add(decoded(0, 4), 0)
+    made = minibatch.take(0)
+    assert made is not None
+    epochs.add(made, quarantined=True)
+    record = epochs.cut({}, {}, {}, {})
+    assert (record.event_time_ms, record.record_time_ms, record.watermark_ms) == (None, None, None)
+
+
+def test_one_quarantined_minibatch_too_many_in_a_row_stops_and_commits_nothing_of_them() -> None:
+    learner, committer = CountingLearner(poisoned=[1, 2, 4, 5, 6]), StillCommitter()
+    with pytest.raises(TooManyQuarantined) as stopped:
+        trainer(learner, Feeding(item(0, 40)), committer, quarantine_max=2).run()
+    # Two in a row, then a good one: the count began again.
+    assert learner.sizes == [4] * 7 and committer.records == []
+    assert "3 minibatches in a row" in str(stopped.value)
+    assert "p offsets 24 to 27; training.quarantine_max allows 2" in str(stopped.value)
+    assert "streamtrain rollback" in str(stopped.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from streamtrain.errors import (
     StreamtrainError,
 )
 from streamtrain.samples.codec import FileCodec, FileRows, file_codec_of
-from streamtrain.sources import TIME_UNKNOWN, Chunk
+from streamtrain.sources import TIME_UNKNOWN, Chunk, DataLoss, Gap
 
 __all__ = ["FileReader", "Place", "chunk_of", "reading"]
 
@@ -61,6 +62,7 @@ class FileReader:
       follow: go on at the end of the last file, until `stop`.
       until_end: stop at what the files hold when `run` begins.
       poll_interval_s: how often to look for more while following.
+      skip_lost: read a file that was truncated or replaced from its beginning, and say so, instead of raising.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class FileReader:
         follow: bool,
         until_end: bool,
         poll_interval_s: float,
+        skip_lost: bool = False,
     ) -> None:
+        self._skip_lost = skip_lost
         self._patterns, self._rows_max, self._handover = patterns, rows_max, handover
         self._follow, self._until_end, self._poll_interval_s = follow, until_end, poll_interval_s
         self._place: Place | None = None
@@ -178,7 +182,7 @@ class FileReader:
     def _read(self, place: Place, *, finished: bool) -> None:
         """Hands over the rows from `place` to the file's end as it is now, and moves the place with each."""
         path = Path(place.path)
-        status = self._check(place)
+        place, status = self._check(place)
         codec = file_codec_of(path)
         growing = _is_growing(codec, path)
         if place.whole or (place.inode is not None and place.byte == status.st_size):
@@ -202,13 +206,26 @@ class FileReader:
         with reading(file_codec_of(Path(path)), Place(path, row - 1), self._columns, 1) as runs:
             last = next(runs, None)
         if last is None:
+            if self._skip_lost:
+                return self._begin_again(Place(path, row), "shrunk")
             raise SourceRecreated(
                 f"{path} has fewer than the {row} rows that were learned from it: it was truncated or replaced; put the "
-                "old file back, or start a new model with another log.path"
+                'old file back, start a new model with another log.path, or set source.on_data_loss = "skip" to read '
+                "what it holds now from its beginning"
             )
         return Place(path, row, last.next_byte)
 
-    def _check(self, place: Place) -> os.stat_result:
+    def _begin_again(self, place: Place, reason: str) -> Place:
+        """Says that the rows from `place` on are lost; returns where reading goes on."""
+        logger.error(
+            "records are lost (%s): %s stood at row %d and goes on at row 0", reason, place.path, place.row
+        )
+        gap = Gap(place.path, place.row, 0, reason)
+        self._handover.put_loss(DataLoss((gap,), "", time.time_ns() // 1_000_000))
+        return Place(place.path, 0)
+
+    def _check(self, place: Place) -> tuple[Place, os.stat_result]:
+        """The place, or the file's beginning where it is another one and the settings say to go on; and its status."""
         try:
             status = Path(place.path).stat()
         except FileNotFoundError as error:
@@ -217,11 +234,15 @@ class FileReader:
             ) from error
         replaced = place.inode is not None and place.inode != (status.st_dev, status.st_ino)
         if replaced or (place.byte is not None and status.st_size < place.byte):
+            if self._skip_lost:
+                place = self._place = self._begin_again(place, "recreated" if replaced else "shrunk")
+                return place, status
             raise SourceRecreated(
                 f"{place.path} was {'replaced' if replaced else 'truncated'} while it was followed, at row {place.row}: "
-                "append to files, and write new ones under names that sort after the old"
+                "append to files, and write new ones under names that sort after the old; or set source.on_data_loss = "
+                '"skip" to read what it holds now from its beginning'
             )
-        return status
+        return place, status
 
     def _wait_for_room(self) -> bool:
         """Waits until the handover has room; False where `stop` came first."""

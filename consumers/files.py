@@ -15,7 +15,7 @@ from consumers.file_reader import FileReader, Place, chunk_of, reading
 from consumers.handover import Handover
 from streamtrain.errors import OffsetOutOfRange, PartitionMissing, SourceUnavailable
 from streamtrain.samples.codec import FileRows, file_codec_of
-from streamtrain.sources import Chunk, Positions, SourceSettings
+from streamtrain.sources import Chunk, DataLoss, OnDataLoss, Positions, SourceSettings
 
 __all__ = ["FileSettings", "FileSource"]
 
@@ -29,6 +29,9 @@ class FileSettings(SourceSettings):
     """Files and globs, relative to the working directory. Names end with `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`."""
     follow: bool = False
     """Go on when the last file grows (plain JSON lines) or newer files appear. Files must only be appended to."""
+    on_data_loss: OnDataLoss = "stop"
+    """When a file was truncated or replaced: `stop`, or `skip`, which reads it from its beginning and writes the gap into the
+    lineage. A file that is gone stops reading either way."""
     poll_interval_s: float = Field(default=0.2, gt=0, le=3600)
     """How often to look for more while following."""
     chunk_records_max: int = Field(default=4096, ge=1, le=1_000_000)
@@ -68,6 +71,7 @@ class FileSource:
             follow=settings.follow,
             until_end=until_end or not settings.follow,
             poll_interval_s=settings.poll_interval_s,
+            skip_lost=settings.on_data_loss == "skip",
         )
         self._columns: Sequence[str] = ()
         self._thread: threading.Thread | None = None
@@ -95,7 +99,7 @@ class FileSource:
         self._thread.start()
         return {} if place is None else {place.path: place.row}
 
-    async def read(self) -> Chunk | None:
+    async def read(self) -> Chunk | DataLoss | None:
         """The next chunk. See `Source.read`."""
         return await self._handover.get()
 

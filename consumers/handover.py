@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamtrain.errors import SourceError
-from streamtrain.sources import Chunk
+from streamtrain.sources import Chunk, DataLoss
 
 __all__ = ["Handover", "chunk_bytes"]
 
@@ -44,7 +44,7 @@ class Handover:
         self._records_max, self._bytes_max, self._on_room = records_max, bytes_max, on_room
         self._joined_records_max = joined_records_max
         self._lock = threading.Lock()
-        self._chunks: deque[tuple[Chunk, int]] = deque()
+        self._chunks: deque[tuple[Chunk | DataLoss, int]] = deque()
         self._records = self._bytes = 0
         self._ended = False
         self._final: BaseException | None = None
@@ -74,6 +74,13 @@ class Handover:
             self._passing = None
         self._wake()
 
+    def put_loss(self, loss: DataLoss) -> None:
+        """Adds word of a loss, behind the chunks put before it. No chunk is joined over it."""
+        with self._lock:
+            self._chunks.append((loss, 0))
+            self._passing = None
+        self._wake()
+
     def end(self) -> None:
         """Nothing follows: `get` answers None once the buffer is empty."""
         with self._lock:
@@ -94,8 +101,8 @@ class Handover:
                 self._passing = error
         self._wake()
 
-    async def get(self) -> Chunk | None:
-        """The next chunk; None at the end. Cancelling it loses nothing.
+    async def get(self) -> Chunk | DataLoss | None:
+        """The next chunk, or word of a loss; None at the end. Cancelling it loses nothing.
 
         Raises: what `fail` was given.
         """
@@ -116,9 +123,12 @@ class Handover:
                     return None
             await self._ready.wait()
 
-    def _take(self) -> Chunk:
+    def _take(self) -> Chunk | DataLoss:
         had_room = self._records < self._records_max and self._bytes < self._bytes_max
-        taken = [self._chunks.popleft()]
+        first, size = self._chunks.popleft()
+        if isinstance(first, DataLoss):
+            return first
+        taken = [(first, size)]
         self._take_followers(taken)
         self._records -= sum(max(1, len(chunk.offsets)) for chunk, _ in taken)
         self._bytes -= sum(size for _, size in taken)
@@ -130,9 +140,12 @@ class Handover:
         """Moves to `taken` what follows its chunk in the same partition and fits. Other partitions keep their order."""
         first = taken[0][0]
         room = 0 if isinstance(first.records, pa.Table) else self._joined_records_max - len(first.offsets)
-        passed: list[tuple[Chunk, int]] = []
+        passed: list[tuple[Chunk | DataLoss, int]] = []
         while room > 0 and self._chunks:
             chunk, size = self._chunks.popleft()
+            if isinstance(chunk, DataLoss):
+                passed.append((chunk, size))
+                break
             if chunk.partition != first.partition:
                 passed.append((chunk, size))
                 continue
@@ -162,6 +175,7 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk:
         np.concatenate([chunk.offsets for chunk in chunks]),
         np.concatenate([chunk.times_ms for chunk in chunks]),
         list(chain.from_iterable(chunk.records for chunk in chunks)),
+        None if chunks[0].keys is None else list(chain.from_iterable(chunk.keys or () for chunk in chunks)),
     )
 
 
@@ -169,4 +183,5 @@ def chunk_bytes(chunk: Chunk) -> int:
     """The payload bytes of a chunk."""
     if isinstance(chunk.records, pa.Table):
         return int(chunk.records.nbytes)
-    return sum(len(record) for record in chunk.records if record is not None)
+    keys = sum(len(key) for key in chunk.keys if key is not None) if chunk.keys is not None else 0
+    return keys + sum(len(record) for record in chunk.records if record is not None)

@@ -14,8 +14,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from streamtrain import plugins
+from streamtrain.dead_letters.settings import DeadLetterTopic
 from streamtrain.dense.optimizers import AnyDenseOptimizer, DenseAdam
 from streamtrain.errors import ConfigError
+from streamtrain.kafka_connection import KafkaConnection
 from streamtrain.layout import Layout
 from streamtrain.log.settings import LogSettings
 from streamtrain.samples.schema import Name, Schema
@@ -153,7 +155,28 @@ def parse_job(data: dict[str, Any], where: str, overridden: Mapping[str, str] | 
         _ = job.layout
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+    if fault := _dead_letters_fault(job):
+        raise ConfigError(_fault(where, ("training", "bad_samples", "dead_letters"), None, fault, overridden))
     return job
+
+
+def _dead_letters_fault(job: Job) -> str:
+    """What is wrong between the dead letters and the source, each of which is right by itself; "" where nothing is."""
+    settings = job.training.bad_samples.dead_letters
+    if not isinstance(settings, DeadLetterTopic):
+        return ""
+    same_cluster = isinstance(job.source, KafkaConnection) and (
+        settings.connection is None or settings.connection.bootstrap_servers == job.source.bootstrap_servers
+    )
+    if settings.connection is None and not same_cluster:
+        return (
+            'connection is required where the source is not Kafka: connection = { bootstrap_servers = "..." }'
+        )
+    if same_cluster and getattr(job.source, "topic", None) == settings.topic:
+        return (
+            f"topic {settings.topic!r} is the source's own: refused records would be read again without end"
+        )
+    return ""
 
 
 def _section(

@@ -17,6 +17,7 @@ from streamtrain.metrics import Metrics
 from streamtrain.pipeline import Feed
 from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
+from streamtrain.sources import DataLoss
 from streamtrain.training.guard import BadSampleGuard
 from streamtrain.training.handoff import End, Handoff
 from streamtrain.training.learner import Learner
@@ -151,7 +152,7 @@ def _learn_all(
             step += 1
 
     while not isinstance(item := handoff.get(60.0), End):
-        if item is None:
+        if item is None or isinstance(item, DataLoss):
             continue
         minibatcher.add(item.decoded, 0.0)
         while (minibatch := minibatcher.take(0.0)) is not None:

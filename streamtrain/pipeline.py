@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from streamtrain.errors import BadSample, SourceUnavailable
+from streamtrain.letterbox import Letterbox
 from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.decoder import Decoder
-from streamtrain.sources import Chunk, Source
+from streamtrain.sources import Chunk, DataLoss, Source
 from streamtrain.training.guard import BadSampleGuard
 from streamtrain.training.handoff import Handoff, Item
 
@@ -42,6 +43,7 @@ class Feed:
       handoff: where decoded chunks go.
       prefetch: brings rows from the store; None where all rows are in memory.
       metrics: counts.
+      letterbox: keeps refused records; None where they are passed over.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Feed:
         handoff: Handoff,
         prefetch: Prefetch | None,
         metrics: Metrics,
+        letterbox: Letterbox | None = None,
     ) -> None:
+        self._letterbox = letterbox
         self._source, self._decoder, self._guard = source, decoder, guard
         self._handoff, self._prefetch, self._metrics = handoff, prefetch, metrics
 
@@ -68,15 +72,22 @@ class Feed:
     async def _run(self, executor: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
         while (chunk := await self._read()) is not None:
+            if isinstance(chunk, DataLoss):
+                await self._handoff.put(chunk)
+                continue
             begin = time.perf_counter()
             decoded = await loop.run_in_executor(executor, self._decoder.decode, chunk)
             self._metrics.decode_seconds.inc(time.perf_counter() - begin)
             self._report(decoded.bad)
             self._guard.see(decoded.batch.size + len(decoded.bad), decoded.bad)
+            if self._letterbox is not None:
+                # After the breaker: what it stops at is read again. Before the trainer: nothing is learned past a
+                # refused record that is not kept.
+                await self._letterbox.keep(chunk, decoded.bad)
             pulled = {} if self._prefetch is None else await self._prefetch.rows_for(decoded.batch)
             await self._handoff.put(Item(decoded, pulled))
 
-    async def _read(self) -> Chunk | None:
+    async def _read(self) -> Chunk | DataLoss | None:
         """The next chunk. A source that does not answer goes on trying by itself, and is waited for."""
         while True:
             try:

@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from streamtrain import plugins
 from streamtrain.config import ENVIRONMENT_PREFIX, _Fixed
+from streamtrain.dead_letters.settings import AnyDeadLetters
 from streamtrain.samples.schema import AnySlot
 from streamtrain.settings import Settings
 
@@ -65,6 +66,10 @@ def write_reference() -> str:
         parts += _section(f'[optimizer] kind = "{_kind(member)}"', member, level=3)
     for key in ("training", "log", "store", "http", "logging"):
         parts += _section(f"[{key}]", _Fixed.model_fields[key].annotation)
+        if key == "training":
+            for member in _members(AnyDeadLetters):
+                title = f'[training.bad_samples.dead_letters] kind = "{_kind(member)}"'
+                parts += _section(title, member, level=3)
     parts += ["## [[exports]]\n", "Any number of them; `kind` names an exporter.\n"]
     for name in plugins.names("exporters"):
         parts += _section(f'[[exports]] kind = "{name}"', plugins.load("exporters", name).Settings, level=3)

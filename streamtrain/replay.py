@@ -13,12 +13,13 @@ from streamtrain.config import Job
 from streamtrain.errors import EpochMissing, OffsetOutOfRange
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.format import content_digest
+from streamtrain.log.lineage import losses_of
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import recover
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.decoder import DecodedChunk, Decoder
 from streamtrain.samples.minibatch import Minibatch
-from streamtrain.sources import Source, Span
+from streamtrain.sources import Gap, Source, Span
 from streamtrain.training.learner import Learner
 
 __all__ = ["Replay", "replay"]
@@ -125,6 +126,9 @@ class _Records:
 
 def _redo(learner: Learner, records: _Records, expected: EpochRecord, progress: Callable[[int], None]) -> int:
     """Learns the recorded minibatches in order; a minibatch is the run of spans with one step number and samples."""
+    gaps = [loss for loss in losses_of(expected.notes) if loss["epoch"] == expected.epoch]
+    if gaps:
+        learner.epochs.skip(Gap(gap["partition"], gap["from"], gap["to"], gap["reason"]) for gap in gaps)
     rows = expected.spans.spans.tolist()
     names = expected.spans.partitions
     steps = at = 0

@@ -18,7 +18,9 @@ from streamtrain.exports import ExportRunner
 from streamtrain.health import Health
 from streamtrain.http import serve
 from streamtrain.identity import check_same_model
+from streamtrain.letterbox import Letterbox, sink_of
 from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.lineage import losses_of
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import recover
 from streamtrain.metrics import Metrics
@@ -130,6 +132,7 @@ class Service:
         stack.push_async_callback(source.close)
         decoder = Decoder(job.sample_schema, codec=job.source.codec)
         source.use_columns(decoder.columns.arrow_schema.names)
+        letterbox = await self._open_letterbox(stack)
 
         self._health.say("compiling")
         learner = await asyncio.to_thread(Learner.warm, job)
@@ -144,9 +147,8 @@ class Service:
         self._committer = Committer(log, log.digest(head.epoch), self._announcer(head), self._metrics)
         stack.push_async_callback(asyncio.to_thread, self._committer.close)
         handoff = Handoff(job.training.queue_chunks_max)
-        feed = Feed(
-            source, decoder, BadSampleGuard(job.training.bad_samples), handoff, prefetch, self._metrics
-        )
+        guard = BadSampleGuard(job.training.bad_samples)
+        feed = Feed(source, decoder, guard, handoff, prefetch, self._metrics, letterbox)
         self._trainer = Trainer(
             learner, handoff, self._committer, job.training, job.log.epoch_interval_s, self._metrics
         )
@@ -163,6 +165,15 @@ class Service:
             dims = {n: (t.dim, slots_of(t.optimizer, t.dim)) for n, t in self._job.tables.items()}
             await store.open(StoreDescription(log.model.model_id, dims, self._job.store.shards))
         return store
+
+    async def _open_letterbox(self, stack: AsyncExitStack) -> Letterbox | None:
+        """Dead letters that cannot be kept are told before anything is learned, not at the first bad record."""
+        sink = sink_of(self._job)
+        if sink is None:
+            return None
+        stack.push_async_callback(sink.close)
+        await sink.open()
+        return Letterbox(sink, self._metrics)
 
     def _export_runners(self, log: EpochLog, stack: AsyncExitStack) -> dict[str, ExportRunner]:
         runners: dict[str, ExportRunner] = {}
@@ -196,9 +207,10 @@ class Service:
             learner.restore, self._unless_stopped(records), sequential=source.sequential, rows=applier is None
         )
         if head is not None:
-            # A base has no notes: the identity of the source stands in the epoch's own record.
-            await source.start(last.positions, log.describe(head).notes.get("source", ""))
-            learner.source = source.identity
+            # A base has no notes: the identity of the source and what it lost stand in the epoch's own record.
+            notes = log.describe(head).notes
+            await source.start(last.positions, notes.get("source", ""))
+            learner.source, learner.lost = source.identity, losses_of(notes)
             logger.info("recovered epoch %d: %d samples", last.epoch, last.samples_total)
         return last
 

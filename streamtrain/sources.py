@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,27 @@ from streamtrain.settings import Settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["TIME_UNKNOWN", "Chunk", "Positions", "Source", "SourceSettings", "Span"]
+__all__ = [
+    "TIME_UNKNOWN",
+    "Chunk",
+    "DataLoss",
+    "Gap",
+    "OnDataLoss",
+    "Positions",
+    "Source",
+    "SourceSettings",
+    "Span",
+]
 
 TIME_UNKNOWN = -1
 """The time of a record that has none: its event time stands for it."""
 
 Positions = Mapping[str, int]
 """Where reading resumes: by partition, the next offset to read."""
+
+
+OnDataLoss = Literal["stop", "skip"]
+"""What a source does where records that were never learned are gone: raise, or go on behind the gap and say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,7 @@ class Chunk:
       offsets: `[n]` int64, each record's offset (a file's row number).
       times_ms: `[n]` int64, each record's time in milliseconds since 1970; TIME_UNKNOWN where it has none.
       records: n payloads as bytes (None for a null record), or an Arrow table of n rows.
+      keys: n keys as bytes (None for a record without one); None where the source has no keys.
     """
 
     partition: str
@@ -55,6 +70,47 @@ class Chunk:
     offsets: NDArray[np.int64]
     times_ms: NDArray[np.int64]
     records: Sequence[bytes | None] | pa.Table
+    keys: Sequence[bytes | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A partition whose next record is not the one that comes next.
+
+    Attributes:
+      partition: which.
+      first: where reading stood.
+      next: where it goes on: after `first` where retention has deleted records, before it where the partition is another
+        one or has shrunk; None where there is no such partition any more.
+      reason: `retention`, `recreated`, `shrunk` or `removed`.
+    """
+
+    partition: str
+    first: int
+    next: int | None
+    reason: str
+
+    @property
+    def lost(self) -> int:
+        """How many offsets were lost for certain; 0 where nobody can tell, in a partition that is another one."""
+        return 0 if self.next is None else max(0, self.next - self.first)
+
+
+@dataclass(frozen=True, slots=True)
+class DataLoss:
+    """Records that were never learned are gone, and the source was told to go on (`on_data_loss = "skip"`).
+
+    It stands between the chunks of a source: every chunk before it belongs to the positions before the loss.
+
+    Attributes:
+      gaps: what moves, each partition once; other partitions go on where they are.
+      identity: the source's `identity` from here on.
+      at_ms: when it was noticed, milliseconds since 1970.
+    """
+
+    gaps: tuple[Gap, ...]
+    identity: str
+    at_ms: int
 
 
 class SourceSettings(Settings):
@@ -97,6 +153,8 @@ class Source(Protocol):
     async def start(self, positions: Positions | None, identity: str = "") -> dict[str, int]:
         """Connects and seeks. `None` means a new model: the settings say where it begins.
 
+        Where it skips lost records, the first thing that `read` gives is the `DataLoss`.
+
         Args:
           positions: where to resume, as the log has them.
           identity: the source's `identity` when the positions were made; "" where it is not known.
@@ -109,8 +167,10 @@ class Source(Protocol):
         """
         ...
 
-    async def read(self) -> Chunk | None:
-        """Waits for the next chunk (bounded in records and bytes). None: the end, only where `until_end`.
+    async def read(self) -> Chunk | DataLoss | None:
+        """Waits for the next chunk (bounded in records and bytes), or word that records before the next one are lost.
+
+        None: the end, only where `until_end`.
 
         Cancelling it loses nothing. It applies back-pressure: what is not read is not fetched without bound.
         A chunk may hold no record at all: it then moves the position over offsets that hold none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -17,12 +18,19 @@ from aiokafka.errors import (
 )
 
 from consumers.handover import Handover
-from consumers.kafka.positions import BeyondEnd, check_identity, number_of, partition_name, seek_offsets
+from consumers.kafka.positions import (
+    BeyondEnd,
+    check_identity,
+    number_of,
+    partition_name,
+    seek_offsets,
+    skip_offsets,
+)
 from consumers.kafka.session import CLOSE_TIMEOUT_S, Session, bounded
 from consumers.kafka.settings import KafkaSettings, StartAt
 from consumers.kafka.topics import Topic
-from streamtrain.errors import PartitionMissing, SourceError, SourceUnavailable
-from streamtrain.sources import Chunk, Positions
+from streamtrain.errors import OffsetOutOfRange, PartitionMissing, SourceError, SourceUnavailable
+from streamtrain.sources import Chunk, DataLoss, Gap, Positions
 
 __all__ = ["TROUBLE", "Reader", "cut", "patiently"]
 
@@ -38,6 +46,10 @@ _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.25, 5.0
 _LOOKS, _LOOK_PAUSE_S = 5, 0.5
 
 _T = TypeVar("_T")
+
+
+class _Reopen(Exception):
+    """Reading goes on with a new connection, which seeks anew."""
 
 
 class Reader:
@@ -100,6 +112,9 @@ class Reader:
                     if await self._read(session):
                         self._handover.end()
                         return
+                except _Reopen as reason:
+                    logger.warning("%s; connecting anew", reason)
+                    await asyncio.sleep(_LOOK_PAUSE_S)
                 except SourceUnavailable as error:
                     logger.warning("%s; trying on", error)
                     self._handover.fail(error, final=False)
@@ -160,7 +175,7 @@ class Reader:
                 chunks = await session.poll(self._settings.chunk_records_max, _POLL_S)
             except KafkaError as error:
                 troubles += 1
-                await self._recover(session, error, troubles)
+                await self._recover(error, troubles)
                 continue
             for chunk in chunks:
                 troubles = 0
@@ -173,20 +188,20 @@ class Reader:
             if not self._handover.has_room():
                 await self.room.wait()
 
-    async def _recover(self, session: Session, error: KafkaError, troubles: int) -> None:
-        """Polling failed and no position has moved: seeks again where that may help, otherwise says what is wrong."""
+    async def _recover(self, error: KafkaError, troubles: int) -> None:
+        """Polling failed and no position has moved: tries again where that may help, otherwise says what is wrong."""
         if isinstance(error, _REFUSED):
             raise self._refused(error) from error
         if isinstance(error, RecordTooLargeError):
             raise SourceError(f"{error}; raise source.partition_fetch_bytes_max") from error
         if troubles >= _LOOKS:
             raise SourceError(f"topic {self._settings.topic!r} cannot be read: {error!r}") from error
+        if isinstance(error, OffsetOutOfRangeError) or type(error) is KafkaError:
+            # Seeking decides whether records are gone. Not on this connection: where a consumer with a group is assigned
+            # anew while it still looks for the group's coordinator, aiokafka gives up with a bare KafkaError.
+            raise _Reopen(f"reading topic {self._settings.topic!r} failed: {error!r}") from error
         logger.warning("reading topic %s failed, trying again: %r", self._settings.topic, error)
-        if isinstance(error, OffsetOutOfRangeError):
-            # Raises where records are gone or the topic is another one.
-            at = dict(self._next)
-            self._next = await self._patiently(lambda: self._seek(session, at))
-        # Otherwise a damaged batch, mostly: fetching again helps if the wire was at fault.
+        # A damaged batch, mostly: fetching again helps if the wire was at fault.
         await asyncio.sleep(_LOOK_PAUSE_S)
 
     def _apply_added(self, session: Session) -> None:
@@ -194,7 +209,7 @@ class Reader:
         added, self._added = self._added, {}
         if new := {number: offset for number, offset in added.items() if number not in self._next}:
             self._next |= new
-            session.assign(self._next, self._next)
+            session.assign(self._next)
 
     def _hand_over(self, session: Session, chunk: Chunk) -> None:
         number = number_of(chunk.partition, self._settings.topic)
@@ -219,6 +234,10 @@ class Reader:
 
     async def _look(self, session: Session) -> None:
         topic = await self._topic(session)
+        if self._is_another(topic):
+            # Positions in the old one mean nothing: the pump is ended, and reading begins anew.
+            raise _Reopen(f"topic {self._settings.topic!r} was deleted and created again")
+        self.identity = topic.id or self.identity
         self._note_ends(await session.end(n for n in topic.partitions if n in self._next))
         new = [n for n in topic.partitions if n not in self._next and n not in self._added]
         if new and not self._until_end:
@@ -247,25 +266,59 @@ class Reader:
         for look in range(_LOOKS):
             topic = await self._topic(session)
             begin, end = await session.begin(topic.partitions), await session.end(topic.partitions)
-            self._note_ends(end)
             if known is None:
                 known = await self._first_positions(session, topic, begin, end)
+            gaps: tuple[Gap, ...] = ()
             try:
-                offsets = seek_offsets(
-                    self._settings.topic, known, begin, end, skip_lost=self._settings.skip_lost
-                )
+                if self._is_another(topic):
+                    offsets, gaps = self._skip(known, begin, end, recreated=True)
+                else:
+                    offsets = seek_offsets(self._settings.topic, known, begin, end)
             except BeyondEnd:
-                if look == _LOOKS - 1:
+                if look < _LOOKS - 1:
+                    await asyncio.sleep(_LOOK_PAUSE_S)
+                    continue
+                if not self._skips:
                     raise
-                await asyncio.sleep(_LOOK_PAUSE_S)
-                continue
-            lost = {self._name(n): offsets[n] - known[n] for n in known if offsets[n] > known[n]}
-            if lost:
-                logger.warning("offsets that were never learned are gone: %s", lost)
-            next_offsets = offsets | dict(known)
-            session.assign(offsets, next_offsets)
-            return next_offsets
+                offsets, gaps = self._skip(known, begin, end)
+            except (OffsetOutOfRange, PartitionMissing):
+                if not self._skips:
+                    raise
+                offsets, gaps = self._skip(known, begin, end)
+            # From here on nothing waits: the identity, the positions and the word of a loss change together.
+            self.identity = topic.id or self.identity
+            self._note_ends(end)
+            session.assign(offsets)
+            if gaps:
+                self._tell(gaps, end)
+            return offsets
         raise AssertionError("unreachable")
+
+    @property
+    def _skips(self) -> bool:
+        return self._settings.on_data_loss == "skip"
+
+    def _is_another(self, topic: Topic) -> bool:
+        return bool(self.identity and topic.id and self.identity != topic.id)
+
+    def _skip(
+        self, known: Mapping[int, int], begin: dict[int, int], end: dict[int, int], *, recreated: bool = False
+    ) -> tuple[dict[int, int], tuple[Gap, ...]]:
+        return skip_offsets(self._settings.topic, known, begin, end, recreated=recreated)
+
+    def _tell(self, gaps: tuple[Gap, ...], end: Mapping[int, int]) -> None:
+        """Says behind the last chunk handed over that what follows is not what would have come next."""
+        for gap in gaps:
+            goes_on = "is not read any more" if gap.next is None else f"goes on at offset {gap.next}"
+            logger.error(
+                "records are lost (%s): %s stood at %d and %s", gap.reason, gap.partition, gap.first, goes_on
+            )
+        if self._until_end:
+            self._stops = dict(end)
+        # What the group would be told of positions in another topic means nothing, and may fail for ever.
+        self._to_mirror.clear()
+        self._added.clear()
+        self._handover.put_loss(DataLoss(gaps, self.identity, time.time_ns() // 1_000_000))
 
     async def _first_positions(
         self, session: Session, topic: Topic, begin: dict[int, int], end: dict[int, int]
@@ -283,8 +336,8 @@ class Reader:
                 await asyncio.sleep(_LOOK_PAUSE_S)
             topic = await session.topic()
             if topic is not None and topic.partitions:
-                check_identity(name, self.identity, topic.id)
-                self.identity = topic.id or self.identity
+                if not self._skips:
+                    check_identity(name, self.identity, topic.id)
                 return topic
         raise PartitionMissing(
             f"topic {name!r} does not exist at {self._settings.bootstrap_servers}: check source.topic, or create it with "
@@ -376,4 +429,5 @@ def cut(chunk: Chunk, stop: int) -> Chunk:
         chunk.offsets[:count],
         chunk.times_ms[:count],
         chunk.records[:count],
+        None if chunk.keys is None else chunk.keys[:count],
     )

@@ -86,18 +86,13 @@ class Session:
         offsets = await self.end(partitions)
         return offsets | {tp.partition: hit.offset for tp, hit in found.items() if hit is not None}
 
-    def assign(self, offsets: Mapping[int, int], next_offsets: Mapping[int, int]) -> None:
-        """Reads these partitions, and no others, from now on.
-
-        Args:
-          offsets: by partition, where to seek.
-          next_offsets: by partition, the `first` of its next chunk: not after `offsets`, earlier over a gap.
-        """
+    def assign(self, offsets: Mapping[int, int]) -> None:
+        """Reads these partitions, and no others, from these offsets on."""
         self._consumer.assign(self._named(offsets))
         # No await before the seeks: the client's own task never sees a partition without a position.
         for number, offset in offsets.items():
             self._consumer.seek(TopicPartition(self._topic, number), offset)
-        self._next = dict(next_offsets)
+        self._next = dict(offsets)
 
     @property
     def reading(self) -> set[int]:
@@ -166,4 +161,5 @@ def _chunk(partition: str, first: int, position: int, records: Sequence[Consumer
         np.fromiter((record.offset for record in records), np.int64, len(records)),
         np.fromiter((record.timestamp for record in records), np.int64, len(records)),
         [record.value for record in records],
+        [record.key for record in records],
     )

@@ -11,7 +11,7 @@ from consumers.kafka.loop_thread import LoopThread
 from consumers.kafka.reader import Reader
 from consumers.kafka.settings import KafkaSettings
 from consumers.kafka.spans import SpanReader
-from streamtrain.sources import Chunk, Positions
+from streamtrain.sources import Chunk, DataLoss, Positions
 
 __all__ = ["KafkaSource"]
 
@@ -63,12 +63,17 @@ class KafkaSource:
         await self._call(self._reader.begin())
         return dict(self._read_positions)
 
-    async def read(self) -> Chunk | None:
+    async def read(self) -> Chunk | DataLoss | None:
         """The next chunk. See `Source.read`."""
-        chunk = await self._handover.get()
-        if chunk is not None:
-            self._read_positions[chunk.partition] = chunk.next
-        return chunk
+        found = await self._handover.get()
+        if isinstance(found, Chunk):
+            self._read_positions[found.partition] = found.next
+        elif found is not None:
+            for gap in found.gaps:
+                self._read_positions.pop(gap.partition, None)
+                if gap.next is not None:
+                    self._read_positions[gap.partition] = gap.next
+        return found
 
     async def read_span(self, partition: str, first: int, next: int) -> list[Chunk]:
         """Reads records again, with a consumer of its own. See `Source.read_span`."""

@@ -60,7 +60,7 @@ class SpanReader:
                     f"{partition}: offsets {first} to {next} cannot be read again, the topic holds "
                     f"{begin[number]} to {end[number]}: retention has deleted them, or the topic was created again"
                 )
-            session.assign({number: first}, {number: first})
+            session.assign({number: first})
         self._at = None
         chunks: list[Chunk] = []
         position = first

@@ -53,8 +53,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
             f"  {n}: {t['rows']:,} rows of dim {t['dim']}, {t['bytes'] / 1e6:,.1f} MB"
             for n, t in found["tables"].items()
         ),
-        "newest epochs",
     ]
+    if found["lost"]:
+        lines += ["lost: records that were never learned", *(_loss(loss) for loss in found["lost"])]
+    lines.append("newest epochs")
     for epoch in found["lineage"]:
         span = epoch["event_time_ms"]
         events = "no samples" if span is None else f"events {_time(span[0])} to {_time(span[1])}"
@@ -62,6 +64,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
             f"  {epoch['epoch']}: {epoch['samples']:,} samples, {epoch['bytes'] / 1e3:,.0f} kB, {events}"
         )
     return lines
+
+
+def _loss(loss: dict[str, Any]) -> str:
+    to = "nothing: it is gone" if loss["to"] is None else loss["to"]
+    when = f"before epoch {loss['epoch']}, noticed {_time(loss['at_ms'])}"
+    return f"  {loss['partition']}: {loss['from']} to {to} ({loss['reason']}), {when}"
 
 
 def _time(ms: int | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.log.lineage import losses_of
 from streamtrain.log.merge import merge
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
@@ -28,7 +29,8 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
     Returns:
       `path`, `name`, `model_id`, `created_at_ms`; `epoch` (None of an empty log), `samples` learned in all, `steps`,
       `bad_samples`, `positions`, `watermark_ms`, `committed_at_ms`; `tables` (by name: `rows`, `dim`, `bytes`);
-      `epochs` kept (`first`, `last`, `count`), `bases`, `bytes` on disk; `lineage`.
+      `epochs` kept (`first`, `last`, `count`), `bases`, `bytes` on disk; `lost`: the gaps that the source skipped, see
+      `losses_of`; `lineage`.
 
     Raises:
       LogError, CorruptRecord, EpochMissing: as `LogReader`.
@@ -57,6 +59,7 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
         },
         "bases": bases,
         "bytes": sum(file.stat().st_size for file in log.path.rglob("*.safetensors")),
+        "lost": [] if last is None else losses_of(last.notes),
         "lineage": [_line(log, epoch) for epoch in reversed(epochs[-lineage:])] if lineage else [],
     }
 

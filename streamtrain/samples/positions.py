@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from streamtrain.errors import SourceError
-from streamtrain.sources import Span
+from streamtrain.sources import Gap, Span
 
 __all__ = ["PositionTracker"]
 
@@ -44,4 +44,22 @@ class PositionTracker:
             if self._sequential and position is None:
                 moved.clear()
             moved[span.partition] = span.next
+        self._positions = moved
+
+    def skip(self, gaps: Iterable[Gap]) -> None:
+        """Moves over `gaps`, all of them or, where one is refused, none.
+
+        Raises:
+          SourceError: a gap does not begin where its partition stands: something else than what it names would be lost.
+        """
+        moved = dict(self._positions)
+        for gap in gaps:
+            position = moved.pop(gap.partition, None)
+            if position != gap.first:
+                raise SourceError(
+                    f"{gap.partition}: the source skips records from {gap.first} on where {position} comes next; nothing "
+                    "after it was learned. This is a fault of the source's plug-in: report it, and restart to resume"
+                )
+            if gap.next is not None:
+                moved[gap.partition] = gap.next
         self._positions = moved

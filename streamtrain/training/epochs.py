@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from streamtrain.log.record import EpochRecord, SpanTable, TableRows
 from streamtrain.samples.minibatch import Minibatch
 from streamtrain.samples.positions import PositionTracker
-from streamtrain.sources import TIME_UNKNOWN
+from streamtrain.sources import TIME_UNKNOWN, Gap
 
 __all__ = ["EpochBuilder"]
 
@@ -34,6 +34,7 @@ class EpochBuilder:
         self._step_first = self.step
         self._samples = 0
         self._bad = 0
+        self._skipped = False
         self._partitions: dict[str, int] = {}
         self._spans: list[tuple[int, int, int, int, int]] = []
         self._event_ms: tuple[int, int] | None = None
@@ -46,8 +47,8 @@ class EpochBuilder:
 
     @property
     def pending(self) -> bool:
-        """Whether anything was added since the last cut, be it only records that were refused."""
-        return bool(self._spans)
+        """Whether anything was added since the last cut, be it only records that were refused or are lost."""
+        return bool(self._spans) or self._skipped
 
     @property
     def spans(self) -> int:
@@ -78,6 +79,11 @@ class EpochBuilder:
             self._samples += batch.size
             self.samples_total += batch.size
             self.step += 1
+
+    def skip(self, gaps: Iterable[Gap]) -> None:
+        """Goes on behind gaps, before the first minibatch of an epoch."""
+        self._tracker.skip(gaps)
+        self._skipped = True
 
     def cut(
         self,

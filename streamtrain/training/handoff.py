@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from streamtrain.log.record import TableRows
 from streamtrain.samples.decoder import DecodedChunk
+from streamtrain.sources import DataLoss
 
 __all__ = ["End", "Handoff", "Item"]
 
@@ -31,10 +32,10 @@ class Handoff:
 
     def __init__(self, items_max: int) -> None:
         self._free = asyncio.Semaphore(items_max)
-        self._queue: queue.SimpleQueue[Item | End] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Item | DataLoss | End] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
 
-    async def put(self, item: Item) -> None:
+    async def put(self, item: Item | DataLoss) -> None:
         """Hands an item over; waits while the queue is full."""
         await self._free.acquire()
         self._queue.put(item)
@@ -43,12 +44,12 @@ class Handoff:
         """Says that nothing follows. Never waits."""
         self._queue.put(End())
 
-    def get(self, timeout_s: float) -> Item | End | None:
+    def get(self, timeout_s: float) -> Item | DataLoss | End | None:
         """The next item, on the thread's side; None when none came in time."""
         try:
             item = self._queue.get(timeout=max(timeout_s, 0.0))
         except queue.Empty:
             return None
-        if isinstance(item, Item) and not self._loop.is_closed():
+        if not isinstance(item, End) and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._free.release)
         return item

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from streamtrain.config import Job
 from streamtrain.dense.net import DenseNet
+from streamtrain.log.lineage import losses_note, losses_of
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.minibatch import Minibatch
+from streamtrain.sources import DataLoss
 from streamtrain.sparse.net import SparseNet
 from streamtrain.training.epochs import EpochBuilder
 from streamtrain.training.prequential import Prequential
@@ -26,6 +29,8 @@ class Learner:
 
     source = ""
     """The identity of the source, which every record carries on."""
+    lost: Sequence[Mapping[str, Any]] = ()
+    """The gaps that the source skipped, which every record carries on: see `losses_of`."""
 
     def __init__(self, job: Job) -> None:
         layout = job.layout
@@ -92,6 +97,7 @@ class Learner:
         self.prequential.load(last.metrics)
         self._epochs = EpochBuilder(last, sequential=sequential)
         self.source = last.notes.get("source", "")
+        self.lost = losses_of(last.notes)
         return last
 
     @property
@@ -138,6 +144,23 @@ class Learner:
         self.prequential.add(logits, batch.labels, batch.weights)
         return logits
 
+    def skip(self, loss: DataLoss) -> None:
+        """Goes on behind what the source has lost, before the first minibatch of an epoch."""
+        self.epochs.skip(loss.gaps)
+        self.source = loss.identity
+        found = [
+            {
+                "epoch": self.epochs.epoch,
+                "partition": gap.partition,
+                "from": gap.first,
+                "to": gap.next,
+                "reason": gap.reason,
+                "at_ms": loss.at_ms,
+            }
+            for gap in loss.gaps
+        ]
+        self.lost = [*self.lost, *found]
+
     def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
         """Takes rows that the store had; a row that is in memory already is newer and stays."""
         for table, pulled in rows.items():
@@ -153,6 +176,7 @@ class Learner:
             "batch_size": str(self._training.batch_size),
             "window_samples": str(self._training.window_samples),
             "source": self.source,
+            **losses_note(self.lost),
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from streamtrain.dead_letters.settings import AnyDeadLetters
 from streamtrain.settings import Settings
 
 __all__ = ["BadSampleSettings", "TrainingSettings"]
@@ -16,6 +17,8 @@ class BadSampleSettings(Settings):
     """The daemon stops when more than this share of a window is bad. 1 never stops."""
     window: int = Field(default=1000, ge=1, le=10_000_000)
     """Records a window."""
+    dead_letters: AnyDeadLetters | None = None
+    """Where refused records are kept, with their bytes and the reason. Default: they are logged, counted and passed over."""
 
 
 class TrainingSettings(Settings):

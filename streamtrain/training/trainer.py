@@ -9,6 +9,7 @@ import time
 from streamtrain.log.record import EpochRecord
 from streamtrain.metrics import Metrics
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
+from streamtrain.sources import DataLoss
 from streamtrain.training.committer import Committer
 from streamtrain.training.handoff import End, Handoff
 from streamtrain.training.guard import QuarantineGuard, describe
@@ -97,10 +98,23 @@ class Trainer:
         self._metrics.wait_seconds.inc(time.perf_counter() - begin)
         if isinstance(item, End):
             return True
-        if item is not None:
+        if isinstance(item, DataLoss):
+            self._skip(item)
+        elif item is not None:
             self._learner.insert_pulled(item.pulled)
             self._minibatcher.add(item.decoded, time.monotonic() * 1000)
         return False
+
+    def _skip(self, loss: DataLoss) -> None:
+        """Goes on behind a gap. What came before it is cut first: a replay then has the gap where its epoch begins."""
+        while (minibatch := self._minibatcher.flush()) is not None:
+            self._learn(minibatch)
+        if self._learner.epochs.pending:
+            self._committer.submit(self._cut())
+        self._learner.skip(loss)
+        for gap in loss.gaps:
+            self._metrics.lost_offsets.labels(gap.partition).inc(gap.lost)
+            self._metrics.data_losses.labels(gap.reason).inc()
 
     def _learn_ready(self) -> None:
         while not self._stop.is_set():

@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from consumers.kafka import KafkaSettings, KafkaSource
 from streamtrain.errors import OffsetOutOfRange, PartitionMissing, SourceRecreated, SourceUnavailable
-from streamtrain.sources import Chunk
+from streamtrain.sources import Chunk, DataLoss, Gap
 from tests.servers import KafkaServer
 
 pytestmark = pytest.mark.kafka
@@ -48,6 +48,7 @@ async def drain(source: KafkaSource) -> list[Chunk]:
     chunks = []
     async with asyncio.timeout(60):
         while (chunk := await source.read()) is not None:
+            assert isinstance(chunk, Chunk), chunk
             chunks.append(chunk)
     return chunks
 
@@ -60,13 +61,18 @@ async def read_until(
     async with asyncio.timeout(60):
         while not enough(values):
             chunk = await source.read()
-            assert chunk is not None
+            assert isinstance(chunk, Chunk), chunk
             values.extend(chunk.records)  # type: ignore[arg-type]
     return values
 
 
 def values_of(chunks: list[Chunk]) -> list[bytes | None]:
     return [value for chunk in chunks for value in chunk.records]
+
+
+def losses_of(step: Chunk | DataLoss | None) -> tuple[Gap, ...]:
+    assert isinstance(step, DataLoss), step
+    return step.gaps
 
 
 def messages(prefix: str, count: int) -> list[bytes]:
@@ -166,10 +172,11 @@ async def test_a_deleted_unlearned_record_stops_the_start(kafka: KafkaServer, to
     async with source(kafka, topic) as opened:
         with pytest.raises(OffsetOutOfRange, match="4 offsets that were never learned are gone"):
             await opened.start({f"{topic}:0": 2})
-    async with source(kafka, topic, skip_lost=True, until_end=True) as opened:
-        assert await opened.start({f"{topic}:0": 2}) == {f"{topic}:0": 2}
+    async with source(kafka, topic, on_data_loss="skip", until_end=True) as opened:
+        assert await opened.start({f"{topic}:0": 2}) == {f"{topic}:0": 6}
+        assert losses_of(await opened.read()) == (Gap(f"{topic}:0", 2, 6, "retention"),)
         chunks = await drain(opened)
-    assert (values_of(chunks), chunks[0].first, chunks[-1].next) == (messages("m", 10)[6:], 2, 10)
+    assert (values_of(chunks), chunks[0].first, chunks[-1].next) == (messages("m", 10)[6:], 6, 10)
 
 
 async def test_records_deleted_while_the_buffer_is_full_stop_the_reading(
@@ -190,6 +197,45 @@ async def test_records_deleted_while_the_buffer_is_full_stop_the_reading(
         await kafka.delete_records(topic, 0, 1900)
         with pytest.raises(OffsetOutOfRange, match="were never learned are gone"):
             await drain(opened)
+
+
+async def test_records_deleted_while_the_buffer_is_full_are_skipped_when_told_so(
+    kafka: KafkaServer, topic: str
+) -> None:
+    await kafka.create_topic(topic)
+    await kafka.produce(topic, messages("m", 2000), batch_bytes=1024)
+    small = {"buffer_records_max": 10, "chunk_records_max": 10}
+    tiny = {"partition_fetch_bytes_max": 1024, "fetch_bytes_max": 1024}
+    async with source(kafka, topic, on_data_loss="skip", until_end=True, **small, **tiny) as opened:
+        await opened.start(None)
+        found = [await opened.read()]
+        await kafka.delete_records(topic, 0, 1900)
+        async with asyncio.timeout(60):
+            while (step := await opened.read()) is not None:
+                found.append(step)
+    (at,) = [i for i, step in enumerate(found) if isinstance(step, DataLoss)]
+    (gap,) = losses_of(found.pop(at))
+    before, after = found[at - 1], found[at]
+    assert isinstance(before, Chunk) and isinstance(after, Chunk)
+    assert (gap.first, gap.next, gap.reason) == (before.next, after.first, "retention")
+    assert after.first == 1900 and values_of([c for c in found[at:] if isinstance(c, Chunk)]) == messages(
+        "m", 2000
+    )[1900:]
+    assert opened.lag_records() == {f"{topic}:0": 0}
+
+
+async def test_a_shrunk_topic_is_read_from_its_beginning_when_told_so(kafka: KafkaServer, topic: str) -> None:
+    await kafka.create_topic(topic, 2)
+    await kafka.produce(topic, messages("m", 3), partition=0)
+    await kafka.produce(topic, messages("n", 3), partition=1)
+    async with source(kafka, topic, on_data_loss="skip", until_end=True) as opened:
+        positions = {f"{topic}:0": 9, f"{topic}:1": 2, f"{topic}:2": 5}
+        assert await opened.start(positions) == {f"{topic}:0": 0, f"{topic}:1": 2}
+        assert losses_of(await opened.read()) == (
+            Gap(f"{topic}:0", 9, 0, "shrunk"),
+            Gap(f"{topic}:2", 5, None, "removed"),
+        )
+        assert sorted(values_of(await drain(opened))) == sorted([*messages("m", 3), b"n2"])  # type: ignore[type-var]
 
 
 async def test_a_position_after_the_end_is_refused(kafka: KafkaServer, topic: str) -> None:
@@ -229,6 +275,33 @@ async def test_a_topic_recreated_between_two_runs_is_noticed(kafka: KafkaServer,
     async with source(kafka, topic) as opened:
         with pytest.raises(SourceRecreated, match="deleted and created again"):
             await opened.start({f"{topic}:0": 3}, identity)
+
+
+async def test_a_recreated_topic_is_read_from_its_beginning_when_told_so(
+    kafka: KafkaServer, topic: str
+) -> None:
+    """Noticed while reading, with fewer partitions; the next start, which knows the new identity, finds nothing lost."""
+    await kafka.create_topic(topic, 2)
+    await kafka.produce(topic, messages("m", 3), partition=0)
+    await kafka.produce(topic, messages("m", 4), partition=1)
+    async with source(kafka, topic, on_data_loss="skip", group_id=f"{topic}-group") as opened:
+        await opened.start(None)
+        await read_until(opened, lambda values: len(values) == 7)
+        old = opened.identity
+        await kafka.delete_topic(topic)
+        await kafka.create_topic(topic)
+        await kafka.produce(topic, messages("n", 30))
+        async with asyncio.timeout(60):
+            loss = await opened.read()
+        assert losses_of(loss) == (
+            Gap(f"{topic}:0", 3, 0, "recreated"),
+            Gap(f"{topic}:1", 4, None, "recreated"),
+        )
+        assert isinstance(loss, DataLoss) and loss.identity == opened.identity != old
+        assert await read_until(opened, lambda values: len(values) == 30) == messages("n", 30)
+    async with source(kafka, topic, on_data_loss="skip", until_end=True) as opened:
+        assert await opened.start({f"{topic}:0": 25}, loss.identity) == {f"{topic}:0": 25}
+        assert values_of(await drain(opened)) == messages("n", 30)[25:]
 
 
 async def test_a_topic_recreated_while_it_is_read_is_noticed(kafka: KafkaServer, topic: str) -> None:

@@ -34,7 +34,18 @@ ALLOWED = {
         "serving",
     },
     "streamtrain.exports": {"errors", "settings", "log", "serving"},
-    "consumers": {"errors", "settings", "plugins", "sources", "samples", "consumers"},
+    "streamtrain.kafka_connection": {"errors", "settings"},
+    "streamtrain.dead_letters": {"errors", "settings", "sources", "kafka_connection", "dead_letters"},
+    "consumers": {
+        "errors",
+        "settings",
+        "plugins",
+        "sources",
+        "samples",
+        "kafka_connection",
+        "dead_letters",
+        "consumers",
+    },
     "exporters": {"errors", "settings", "log", "exports", "serving", "exporters"},
 }
 # By third-party library: who may import it.

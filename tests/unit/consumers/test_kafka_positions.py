@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from consumers.kafka.positions import BeyondEnd, check_identity, number_of, partition_name, seek_offsets
+from consumers.kafka.positions import (
+    BeyondEnd,
+    check_identity,
+    number_of,
+    partition_name,
+    seek_offsets,
+    skip_offsets,
+)
 from consumers.kafka.settings import KafkaSettings, StartAt
 from streamtrain.errors import ConfigError, OffsetOutOfRange, PartitionMissing, SourceRecreated
+from streamtrain.sources import Gap
 
 offsets = st.integers(0, 100)
 
@@ -40,7 +48,7 @@ def test_reading_resumes_inside_the_topic_or_not_at_all(
     end = {number: max(pair) for number, pair in enumerate(bounds)}
     fits = all(n in begin and begin[n] <= position <= end[n] for n, position in positions.items())
     try:
-        found = seek_offsets("clicks", positions, begin, end, skip_lost=False)
+        found = seek_offsets("clicks", positions, begin, end)
     except (OffsetOutOfRange, PartitionMissing):
         assert not fits
     else:
@@ -48,12 +56,55 @@ def test_reading_resumes_inside_the_topic_or_not_at_all(
         assert found == begin | positions
 
 
-def test_lost_records_are_skipped_only_when_told_so() -> None:
-    with pytest.raises(OffsetOutOfRange, match="clicks:1: 5 offsets"):
-        seek_offsets("clicks", {1: 2}, {0: 0, 1: 7}, {0: 0, 1: 9}, skip_lost=False)
-    assert seek_offsets("clicks", {1: 2}, {0: 0, 1: 7}, {0: 0, 1: 9}, skip_lost=True) == {0: 0, 1: 7}
-    with pytest.raises(BeyondEnd):
-        seek_offsets("clicks", {0: 10}, {0: 0}, {0: 9}, skip_lost=True)
+def test_what_cannot_be_read_from_is_refused_with_the_way_out() -> None:
+    begin, end = {0: 0, 1: 7}, {0: 9, 1: 9}
+    for positions, error, message in (
+        ({1: 2}, OffsetOutOfRange, "clicks:1: 5 offsets that were never learned"),
+        ({0: 10}, BeyondEnd, "the log goes on at offset 10, but the topic ends at 9"),
+        ({2: 0}, PartitionMissing, "clicks:2 is in the log's positions"),
+    ):
+        with pytest.raises(error, match=message) as raised:
+            seek_offsets("clicks", positions, begin, end)
+        assert 'source.on_data_loss = "skip"' in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("position", "recreated", "goes_on", "reason", "lost"),
+    [
+        ({1: 2}, False, 7, "retention", 5),
+        ({1: 12}, False, 7, "shrunk", 0),
+        ({1: 8}, True, 7, "recreated", 0),
+        ({1: 3}, True, 7, "recreated", 4),
+        ({3: 8}, False, None, "removed", 0),
+        ({3: 8}, True, None, "recreated", 0),
+    ],
+)
+def test_what_cannot_be_read_from_goes_on_at_the_beginning_when_told_so(
+    position: dict[int, int], recreated: bool, goes_on: int | None, reason: str, lost: int
+) -> None:
+    begin, end = {0: 1, 1: 7}, {0: 9, 1: 9}
+    offsets, (gap,) = skip_offsets("clicks", position, begin, end, recreated=recreated)
+    assert offsets == begin
+    ((number, first),) = position.items()
+    assert gap == Gap(f"clicks:{number}", first, goes_on, reason)
+    assert gap.lost == lost
+
+
+@given(
+    st.dictionaries(st.integers(0, 3), offsets), st.lists(st.tuples(offsets, offsets), min_size=1, max_size=4)
+)
+def test_skipping_moves_what_would_be_refused_and_nothing_else(
+    positions: dict[int, int], bounds: list[tuple[int, int]]
+) -> None:
+    begin = {number: min(pair) for number, pair in enumerate(bounds)}
+    end = {number: max(pair) for number, pair in enumerate(bounds)}
+    found, gaps = skip_offsets("clicks", positions, begin, end, recreated=False)
+    moved = {number_of(gap.partition, "clicks") for gap in gaps}
+    assert set(found) == set(begin)
+    for number, position in positions.items():
+        fits = number in begin and begin[number] <= position <= end[number]
+        assert (number in moved) != fits
+        assert found.get(number) == (position if fits else begin.get(number))
 
 
 def test_another_id_is_another_topic_but_an_unknown_one_may_be_the_same() -> None:

@@ -1,0 +1,1 @@
+"""Records that were refused, kept with their original bytes and the reason, for whoever corrects or replays them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 import tempfile
 import traceback
@@ -25,6 +26,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     options = parser.parse_args()
     command = f"python -m tests.chaos --faults {options.faults} --seed {options.seed}"
+    # A broker that is killed now and then is no news to the stream's clients.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     parent = Path(options.folder or tempfile.gettempdir())
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{options.seed}-", dir=parent))
     try:

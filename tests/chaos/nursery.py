@@ -11,6 +11,7 @@ still runs.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -25,6 +26,16 @@ from typing import Any
 __all__ = ["Child", "Nursery"]
 
 _START_TIMEOUT_S = 120.0
+_MODULES = (
+    "consumers.kafka",
+    "exporters.deltas",
+    "streamtrain.commands.follow",
+    "streamtrain.commands.run",
+    "streamtrain.dense.models",
+    "streamtrain.logs",
+    "streamtrain.service",
+    "streamtrain.serving",
+)
 
 
 class Child:
@@ -138,15 +149,8 @@ class Nursery:
 def main(config: str) -> int:
     """The nursery's own process. Returns the exit code of the command, in a child; 0 in the parent, at its end."""
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
-    import consumers.kafka
-    import exporters.deltas
-    import streamtrain.commands.follow
-    import streamtrain.commands.run
-    import streamtrain.dense.models
-    import streamtrain.logs
-    import streamtrain.service
-    import streamtrain.serving  # noqa: F401
-
+    for module in _MODULES:
+        importlib.import_module(module)
     from streamtrain.config import load_job
     from streamtrain.sparse.net import SparseNet
 

@@ -254,7 +254,7 @@ class World:
             held = [self.client.hget(f"streamtrain:{{{model}.{n}}}:meta", "epoch") for n in range(SHARDS)]
         except (OSError, redis.RedisError):
             return -1
-        return min(-1 if epoch is None else int(epoch) for epoch in held)  # type: ignore[arg-type]
+        return min(-1 if epoch is None else int(epoch) for epoch in held)
 
     def follower_epoch(self) -> int:
         """The newest epoch that the follower has told of; -1 before the first."""

@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=50, metavar="N", help="how many faults (default 50)")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="chooses them (default 1)")
     parser.add_argument(
-        "--rate", type=float, default=300.0, metavar="HZ", help="samples a second (default 300)"
+        "--rate", type=float, default=250.0, metavar="HZ", help="samples a second (default 250)"
     )
     parser.add_argument("--json", action="store_true", help="the verdict as JSON on standard output")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")

@@ -22,7 +22,7 @@ __all__ = ["FAULTS", "Fault", "choose"]
 
 Recovery = Literal["learned", "stored", "followed", "nothing"]
 
-_POINT_TIMEOUT_S = 6.0
+_POINT_TIMEOUT_S = 4.0
 _PARTITIONS_MAX = 6
 
 

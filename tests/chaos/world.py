@@ -24,7 +24,7 @@ from tests.chaos.stream import BrokerForChaos, Stream
 from tests.chaos.watch import Watch
 from tests.servers import RedisServer, free_port
 
-__all__ = ["TOPIC", "World", "say"]
+__all__ = ["RECOVERY_MAX_S", "TOPIC", "World", "say"]
 
 TOPIC = "ledger"
 SHARDS = 4
@@ -60,7 +60,7 @@ linger_ms = 20
 stop_timeout_s = 10
 [log]
 path = "{folder}/model"
-epoch_interval_s = 0.1
+epoch_interval_s = 0.07
 base_every_epochs = 25
 keep_epochs = 50
 [store]

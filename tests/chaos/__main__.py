@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import sys
 import tempfile
 import traceback
@@ -22,6 +23,9 @@ def main() -> int:
     parser.add_argument(
         "--rate", type=float, default=250.0, metavar="HZ", help="samples a second (default 250)"
     )
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, metavar="M", help="no more faults after this time"
+    )
     parser.add_argument("--json", action="store_true", help="the verdict as JSON on standard output")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     options = parser.parse_args()
@@ -31,7 +35,7 @@ def main() -> int:
     parent = Path(options.folder or tempfile.gettempdir())
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{options.seed}-", dir=parent))
     try:
-        verdict = run(folder, options.faults, options.seed, command, options.rate)
+        verdict = run(folder, options.faults, options.seed, command, options.rate, options.minutes)
     except Exception:
         traceback.print_exc()
         say(f"FAILED: {command}; everything is kept in {folder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from tests.chaos.world import RECOVERY_MAX_S, TOPIC, World, say
 __all__ = ["Verdict", "run"]
 
 # How often a fault is let pass before the next; the other times the next one comes on top of it.
-_AWAITED = 0.45
+_AWAITED = 0.4
 _REPLAYS = 3
 
 
@@ -64,8 +65,10 @@ class Verdict:
         return nothing and self.bit_equal and self.samples > 0
 
 
-def run(folder: Path, faults: int, seed: int, command: str, rate_hz: float = 250.0) -> Verdict:
-    """Does `faults` faults, chosen by `seed`, in a world below `folder`, and judges.
+def run(
+    folder: Path, faults: int, seed: int, command: str, rate_hz: float = 250.0, minutes: float = math.inf
+) -> Verdict:
+    """Does `faults` faults, chosen by `seed`, in a world below `folder`, and judges; fewer, where time is up before.
 
     Raises:
       ServerFailed, TimeoutError: the world itself failed: it could not be set up, or healed at the end.
@@ -76,7 +79,7 @@ def run(folder: Path, faults: int, seed: int, command: str, rate_hz: float = 250
         say(f"seed {seed}: the world is up in {folder}")
         begin = time.monotonic()
         try:
-            _disturb(world, faults, random.Random(seed), verdict)
+            _disturb(world, faults, random.Random(seed), begin + minutes * 60, verdict)
         finally:
             verdict.faults_per_minute = round(verdict.faults / (time.monotonic() - begin) * 60, 1)
             verdict.ended_by_itself = dict(world.exits)
@@ -90,11 +93,13 @@ def run(folder: Path, faults: int, seed: int, command: str, rate_hz: float = 250
     return verdict
 
 
-def _disturb(world: World, faults: int, dice: random.Random, verdict: Verdict) -> None:
+def _disturb(world: World, faults: int, dice: random.Random, deadline: float, verdict: Verdict) -> None:
     kinds: Counter[str] = Counter()
     instants: Counter[str] = Counter()
     recoveries: dict[str, list[float]] = defaultdict(list)
     for number in range(1, faults + 1):
+        if time.monotonic() > deadline:
+            break
         world.tend()
         kind = choose(dice)
         where = FAULTS[kind].act(world, dice)

@@ -150,19 +150,29 @@ class ExportRunner:
         return True
 
     def _rebase(self, position: Position | None, reason: str) -> None:
-        bases = self._log.bases()
-        # The genesis is all there is at epoch 0, which is what a base is.
-        base = (
-            self._log.read_base(bases[-1])
-            if bases
-            else replace(self._log.read(0), previous=self._log.digest(0))
-        )
+        base = self._newest_base()
         if position == (base.epoch, base.previous):
             raise EpochMissing(f"the log does not go on from its base at {position}: {reason}")
         _LOG.info("exporting from the base at epoch %d: %s", base.epoch, reason)
         written = self._exporter.rebase(base)
         self.status = replace(self.status, rebases=self.status.rebases + 1)
         self._count(written)
+
+    def _newest_base(self) -> EpochRecord:
+        listed: int | None = None
+        while True:
+            bases = self._log.bases()
+            newest, before = max(bases, default=0), listed
+            try:
+                if bases:
+                    return self._log.read_base(newest)
+                # The genesis is all there is at epoch 0, which is what a base is.
+                return replace(self._log.read(0), previous=self._log.digest(0))
+            except EpochMissing:
+                # Collected since it was listed: then there is a newer one.
+                if newest == before:
+                    raise
+                listed = newest
 
     def _count(self, written: int) -> None:
         status = self.status

@@ -156,12 +156,24 @@ class StoreApplier:
         Returns:
           The base's epoch.
         """
-        bases = await asyncio.to_thread(self._log.bases)
-        read, epoch = (self._log.read_base, max(bases)) if bases else (self._log.read, 0)
-        logger.info("repairing the store with the model as of epoch %d", epoch)
-        await self._store.load_base(await asyncio.to_thread(read, epoch))
+        base = await self._newest_base()
+        logger.info("repairing the store with the model as of epoch %d", base.epoch)
+        await self._store.load_base(base)
         self.status = replace(self.status, repairs=self.status.repairs + 1)
-        return epoch
+        return base.epoch
+
+    async def _newest_base(self) -> EpochRecord:
+        listed: int | None = None
+        while True:
+            bases = await asyncio.to_thread(self._log.bases)
+            newest, before = max(bases, default=0), listed
+            try:
+                return await asyncio.to_thread(self._log.read_base if bases else self._log.read, newest)
+            except EpochMissing:
+                # Collected since it was listed: then there is a newer one.
+                if newest == before:
+                    raise
+                listed = newest
 
     def _succeeded(self, epoch: int) -> None:
         since = self.status.since if self.status.last_error is None else self._clock()

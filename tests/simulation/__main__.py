@@ -24,7 +24,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="how many worlds")
     parser.add_argument("--start", type=int, default=0, metavar="S", help="the first one's seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="J", help="processes")
-    parser.add_argument("--mutation", metavar="NAME", help="with a fault put into the product: see mutations.py")
+    parser.add_argument(
+        "--mutation", metavar="NAME", help="with a fault put into the product: see mutations.py"
+    )
     parser.add_argument("--trace", action="store_true", help="print every world's whole story")
     parser.add_argument("--json", action="store_true", help="print one line of JSON, traces on stderr")
     options = parser.parse_args()
@@ -47,7 +49,11 @@ def main() -> int:
         "seconds": round(seconds, 1),
         "seeds_per_s": round(options.seeds / seconds, 1),
     }
-    print(json.dumps(report) if options.json else "\n".join(f"{name}: {value}" for name, value in report.items()))
+    print(
+        json.dumps(report)
+        if options.json
+        else "\n".join(f"{name}: {value}" for name, value in report.items())
+    )
     return 1 if failed else 0
 
 

@@ -119,14 +119,24 @@ class Daemon:
         prefetch = None
         if store is not None and applier is not None and self.head > 0:
             prefetch = StorePrefetch(
-                store, applier, LAYOUT, dict.fromkeys(TABLES, _ROWS_MAX), self.head, NOTHING  # type: ignore[arg-type]
+                store,
+                applier,
+                LAYOUT,
+                dict.fromkeys(TABLES, _ROWS_MAX),
+                self.head,
+                NOTHING,  # type: ignore[arg-type]
             )
         committer = Committer(log, log.digest(self.head), self._announce, NOTHING)
         handoff = _Handoff(scheduler, world.settings.queue_chunks_max)
         any_learner: Any = learner
         any_handoff: Any = handoff
         trainer = Trainer(
-            any_learner, any_handoff, committer, world.settings.training, world.settings.epoch_interval_s, NOTHING
+            any_learner,
+            any_handoff,
+            committer,
+            world.settings.training,
+            world.settings.epoch_interval_s,
+            NOTHING,
         )
         self._trainer = trainer
         runner = self._open_export(log)
@@ -208,9 +218,11 @@ class Daemon:
             newest = max(log.bases(), default=0)
             world.scheduler.wait(lambda newest=newest: self.head >= newest + settings.base_every_epochs)
             process = Process(f"fold {len(world.folds)}")
-            process.on_error = lambda _, error: _fold_ended(world, process, error)
+            process.on_error = lambda _, error, process=process: _fold_ended(world, process, error)
             world.folds.append(process)
-            fiber = world.scheduler.spawn(process, "main", lambda process=process: _fold_and_collect(world, process))
+            fiber = world.scheduler.spawn(
+                process, "main", lambda process=process: _fold_and_collect(world, process)
+            )
             world.scheduler.wait(lambda fiber=fiber: fiber.done)
             world.scheduler.sleep(0.05)
 

@@ -65,6 +65,12 @@ class Disk:
         self._settle(directory, len(self._pending.get(directory, ())))
         self.on_sync(directory)
 
+    def sync_everything(self) -> None:
+        for directory, names in self.live.items():
+            for inode in names.values():
+                inode.synced = bytes(inode.data)
+            self._settle(directory, len(self._pending.get(directory, ())))
+
     def _settle(self, directory: Path, count: int) -> None:
         pending, names = self._pending.pop(directory, []), self.durable.setdefault(directory, {})
         for name, inode in pending[:count]:

@@ -68,4 +68,6 @@ def follow(directory: Path, oracle: Oracle) -> None:
                 scheduler.say(f"serves epoch {version.epoch}")
             shown = version.epoch
             oracle.served(version.epoch, version.position.digest, served.weights, served.dense)
+        if scheduler.random.random() < 0.2:
+            oracle.check_named(directory)
         scheduler.sleep(scheduler.random.random() * 0.3)

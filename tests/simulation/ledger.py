@@ -24,7 +24,10 @@ LAYOUT = SimpleNamespace(pooled=[SimpleNamespace(table=name, name=name) for name
 JOB: dict[str, Any] = {
     "name": "ledger",
     "seed": 1,
-    "schema": {"labels": ["click"], "slots": {t: {"kind": "sparse", "type": "int", "table": t} for t in TABLES}},
+    "schema": {
+        "labels": ["click"],
+        "slots": {t: {"kind": "sparse", "type": "int", "table": t} for t in TABLES},
+    },
     "tables": {t: {"dim": 1, "init": {"kind": "constant", "value": 0.0}} for t in TABLES},
     "model": {"kind": "linear"},
 }

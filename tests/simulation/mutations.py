@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +15,7 @@ from exporters.deltas import DeltaExporter
 from streamtrain.errors import DeltaGap, EpochMissing, StoreBehind
 from streamtrain.exports import ExportRunner
 from streamtrain.log.epoch_log import EpochLog
-from streamtrain.log.files import Aside
+from streamtrain.log.files import Aside, typed_errors
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
@@ -26,6 +27,7 @@ from streamtrain.store.applier import StoreApplier
 from streamtrain.store.prefetch import StorePrefetch
 from streamtrain.training.committer import Committer
 from streamtrain.training.epochs import EpochBuilder
+from tests.simulation.ledger import as_rows, as_table
 from tests.simulation.store import Shard
 
 __all__ = ["MUTATIONS", "mutated"]
@@ -51,7 +53,7 @@ def _settle_unsynced(self: Any, target: Path, epoch: int) -> None:
 
 
 def _head_unsynced(self: Any) -> int | None:
-    with self._guard:
+    with self._guard, typed_errors("read", self.path):
         self._head = self._probe()
         head: int | None = self._head
         return head
@@ -84,16 +86,19 @@ def _advance_late(self: Any, spans: Iterable[Span]) -> None:
 
 
 def _take_losing(self: Any, now_ms: float) -> Minibatch | None:
-    """Forgets a partly used chunk's rest when the time is over."""
+    """Forgets the rest of a chunk that a minibatch ended in."""
     minibatch = _TAKE(self, now_ms)
-    if minibatch is not None and len(self._pieces) > 1:
-        self._pending -= self._pieces[-1].chunk.batch.size
-        self._pieces.pop()
+    if self._pieces and self._pieces[0].start:
+        piece = self._pieces.popleft()
+        self._pending -= piece.chunk.batch.size - piece.start
     return minibatch
 
 
 def _cut_without_tombstones(self: Any, tables: Any, dense: Any, metrics: Any, notes: Any) -> EpochRecord:
-    bare = {name: rows.__class__(rows.ids, rows.weights, rows.slots, rows.counts, rows.last_steps) for name, rows in tables.items()}
+    bare = {
+        name: rows.__class__(rows.ids, rows.weights, rows.slots, rows.counts, rows.last_steps)
+        for name, rows in tables.items()
+    }
     return _CUT(self, bare, dense, metrics, notes)
 
 
@@ -108,11 +113,11 @@ async def _apply_skipping_gap(self: Any, to_epoch: int, applied: int | None) -> 
     return to_epoch
 
 
-def _apply_any_epoch(self: Shard, mode: str, epoch: int, part: int, last: bool, token: int, table: str, rows: Any) -> str:
+def _apply_any_epoch(
+    self: Shard, mode: str, epoch: int, part: int, last: bool, token: int, table: str, rows: Any
+) -> str:
     """A store that does not compare epochs: what comes late overwrites what is newer."""
     if mode == "apply" and self.epoch is not None and epoch <= self.epoch:
-        from tests.simulation.ledger import as_rows
-
         self.rows[table].update(as_rows(rows))
         return "ok"
     return _SHARD_APPLY(self, mode, epoch, part, last, token, table, rows)
@@ -120,23 +125,26 @@ def _apply_any_epoch(self: Shard, mode: str, epoch: int, part: int, last: bool, 
 
 async def _pull_nothing(self: Any, table: str, ids: Any) -> Any:
     """Reads a store that fails as one that has no such row."""
-    from tests.simulation.ledger import as_table
-
     try:
         return await self._store.pull(table, ids, self._epoch_min)
     except Exception:
         return None, as_table({}, [])
 
 
-def _rebase_newest_first(self: LogReader, keep_epochs: int, protect: Iterable[int] = ()) -> int:
-    """Collects what no base holds yet."""
-    numbers = self._numbers(self._epochs)
-    for epoch in numbers[:-keep_epochs]:
+def _collect_everything(self: Any, keep_epochs: int, protect: Iterable[int] = ()) -> int:
+    """Counts from the log's head where it should count from the newest base."""
+    for epoch in self._numbers(self._epochs):
         with suppress(FileNotFoundError):
             self._files.unlink(self.epoch_path(epoch))
-    for base in self._numbers(self._bases)[:-1]:
-        self._files.unlink(self.base_path(base))
     return 0
+
+
+def _add_base_unsynced(self: Any, record: EpochRecord, rows: Any) -> None:
+    sync, self._files.sync_directory = self._files.sync_directory, lambda directory: None
+    try:
+        _ADD_BASE(self, record, rows)
+    finally:
+        self._files.sync_directory = sync
 
 
 def _export_skipping(self: Any) -> bool:
@@ -165,9 +173,7 @@ def _entry_that_fits(self: Any, record: EpochRecord, version: str, previous: str
     manifest: Manifest | None = self._manifest
     if not previous or manifest is None:
         return entry
-    import dataclasses
-
-    return dataclasses.replace(entry, epoch=manifest.head.epoch + 1, previous=manifest.head.digest)
+    return replace(entry, epoch=manifest.head.epoch + 1, previous=manifest.head.digest)
 
 
 def _replace_unsynced(self: Any, target: Path) -> None:
@@ -186,6 +192,11 @@ def _replace_always(self: Any, built: Any) -> None:
     self._served = built
 
 
+def _next_going_back(self: Manifest, held: Position | None, refused: Any = ()) -> Entry | None:
+    """Follows an export that stands before what is held."""
+    return _NEXT_FILE(self, None if held is not None and held.epoch > self.head.epoch else held, refused)
+
+
 def _next_without_chain(self: Manifest, held: Position | None, refused: Any = ()) -> Entry | None:
     """Takes the newest delta, whatever it follows."""
     if held is None or not self.deltas:
@@ -193,7 +204,13 @@ def _next_without_chain(self: Manifest, held: Position | None, refused: Any = ()
     return self.deltas[-1]
 
 
-_ADVANCE, _APPLY, _CUT, _ENTRY = PositionTracker.advance, StoreApplier._apply, EpochBuilder.cut, DeltaExporter._entry
+_ADD_BASE, _ADVANCE, _APPLY, _CUT, _ENTRY = (
+    EpochLog.add_base,
+    PositionTracker.advance,
+    StoreApplier._apply,
+    EpochBuilder.cut,
+    DeltaExporter._entry,
+)
 _EXPORT_NEXT, _NEXT_FILE, _SHARD_APPLY = ExportRunner._export_next, Manifest.next_file, Shard.apply
 _TAKE, _WRITE = Minibatcher.take, Committer._write
 
@@ -201,27 +218,37 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "a record is linked before its content is synced": [(Aside, "link", _link_unsynced)],
     "an append does not sync the directory": [(EpochLog, "_settle", _settle_unsynced)],
     "a reader reports a head that is not durable": [(LogReader, "head", _head_unsynced)],
-    "a second writer replaces an epoch": [(EpochLog, "_link", _link_over), (EpochLog, "_check_follows", _follows_anything)],
-    "a writer that was overtaken is not refused": [(EpochLog, "_refuse_if_overtaken", lambda self, epoch: None)],
+    "a second writer replaces an epoch": [
+        (EpochLog, "_link", _link_over),
+        (EpochLog, "_check_follows", _follows_anything),
+    ],
+    "a writer that was overtaken is not refused": [
+        (EpochLog, "_refuse_if_overtaken", lambda self, epoch: None)
+    ],
     "an epoch is announced before it is durable": [(Committer, "_write", _announces_early)],
     "the tracker skips a record": [(PositionTracker, "advance", _advance_skipping)],
     "the tracker forgets a span": [(PositionTracker, "advance", _advance_late)],
-    "the minibatcher loses a chunk": [(Minibatcher, "take", _take_losing)],
+    "the minibatcher loses the rest of a chunk": [(Minibatcher, "take", _take_losing)],
     "a cut leaves out tombstones": [(EpochBuilder, "cut", _cut_without_tombstones)],
     "the applier is one epoch late": [(StoreApplier, "_apply", _apply_one_short)],
     "the applier passes over a gap": [(StoreApplier, "_catch_up", _apply_skipping_gap)],
     "the store applies what comes late": [(Shard, "apply", _apply_any_epoch)],
     "a failing store is read as empty": [(StorePrefetch, "_pull", _pull_nothing)],
-    "epochs are collected that no base holds": [(EpochLog, "collect", _rebase_newest_first)],
+    "epochs are collected that no base holds": [(EpochLog, "collect", _collect_everything)],
+    "a base is not durable when its epochs go": [(EpochLog, "add_base", _add_base_unsynced)],
     "the exporter leaves out an epoch": [
         (ExportRunner, "_export_next", _export_skipping),
         (DeltaExporter, "_follows", _follows_whatever),
         (DeltaExporter, "_entry", _entry_that_fits),
     ],
     "an exported file is not synced": [(_Replacing, "replace", _replace_unsynced)],
-    "files are removed before the manifest that names them": [(DeltaExporter, "_publish", _publish_removing_first)],
+    "files are removed before the manifest that names them": [
+        (DeltaExporter, "_publish", _publish_removing_first)
+    ],
     "the follower takes any delta": [(Manifest, "next_file", _next_without_chain)],
-    "the follower shows an older base": [(Follower, "_replace", _replace_always)],
+    "the follower goes back with the export": [
+        (Manifest, "next_file", _next_going_back),
+        (Follower, "_replace", _replace_always),
+    ],
 }
 """By what is wrong, what makes it so."""
-

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from streamtrain.errors import CorruptRecord, EpochMissing, ExportError, Fenced, LogError, StoreRefused, StoreUnavailable
+from streamtrain.errors import (
+    CorruptRecord,
+    EpochMissing,
+    ExportError,
+    Fenced,
+    LogError,
+    StoreRefused,
+    StoreUnavailable,
+)
 from tests.simulation.daemon import Daemon, World
 from tests.simulation.follower import follow
 from tests.simulation.scheduler import Fiber, Process
@@ -97,9 +105,13 @@ class Nemesis:
         oracle, world = self._world.oracle, self._world
         if world.settings.store:
             for number, shard in enumerate(world.store.shards):
-                assert shard.epoch == oracle.head, f"shard {number} ends at {shard.epoch}, the log at {oracle.head}"
+                assert shard.epoch == oracle.head, (
+                    f"shard {number} ends at {shard.epoch}, the log at {oracle.head}"
+                )
                 oracle.shard_whole(number)
-        assert oracle.shown == oracle.head, f"the follower ends at epoch {oracle.shown}, the log at {oracle.head}"
+        assert oracle.shown == oracle.head, (
+            f"the follower ends at epoch {oracle.shown}, the log at {oracle.head}"
+        )
 
     # Starting
 
@@ -137,7 +149,9 @@ class Nemesis:
     def _ended(self, daemon: Daemon, fiber: Fiber, error: BaseException) -> None:
         """A part of a daemon has failed, which ends the daemon; raises where it had no reason to."""
         self._scheduler.say(f"ends: {type(error).__name__}: {error}")
-        disk_failed = self._world.disk.errors > daemon.errors_at_start or self._world.disk.fail_next is not None
+        disk_failed = (
+            self._world.disk.errors > daemon.errors_at_start or self._world.disk.fail_next is not None
+        )
         expected = {
             Fenced: daemon.overlapped,
             StoreUnavailable: True,

@@ -54,6 +54,10 @@ class Oracle:
     def head(self) -> int:
         return len(self.history) - 1
 
+    @property
+    def samples(self) -> int:
+        return sum(self._learned.values())
+
     # Epochs
 
     def synced(self, directory: Path) -> None:
@@ -88,7 +92,9 @@ class Oracle:
 
     def _relearn(self, record: EpochRecord) -> None:
         """An undisturbed run over the spans of an epoch."""
-        assert record.step_first == self._step, f"epoch {record.epoch} begins at step {record.step_first}, not {self._step}"
+        assert record.step_first == self._step, (
+            f"epoch {record.epoch} begins at step {record.step_first}, not {self._step}"
+        )
         bad = samples = 0
         for step, spans in groupby(record.spans.spans.tolist(), key=lambda span: span[0]):
             batch: list[int] = []
@@ -108,7 +114,7 @@ class Oracle:
                 samples += len(batch)
         assert (record.samples, record.bad_samples) == (samples, bad), f"epoch {record.epoch} miscounts"
         assert record.step_next == self._step, f"epoch {record.epoch} miscounts steps"
-        assert record.samples_total == sum(self._learned.values()), f"epoch {record.epoch} miscounts all samples"
+        assert record.samples_total == self.samples, f"epoch {record.epoch} miscounts all samples"
 
     def _advance(self, name: str, first: int, next_: int) -> None:
         known = self._positions.get(name)
@@ -123,7 +129,9 @@ class Oracle:
     def announced(self, epoch: int, digest: str) -> None:
         """A writer says that an epoch is durable."""
         assert epoch <= self.head, f"epoch {epoch} was announced before it was durable"
-        assert self.history[epoch].digest == digest, f"epoch {epoch} was announced, but another one is durable"
+        assert self.history[epoch].digest == digest, (
+            f"epoch {epoch} was announced, but another one is durable"
+        )
 
     def restored(self, epoch: int, model: Ledger, *, rows: bool) -> None:
         """A trainer begins from an epoch."""
@@ -148,7 +156,9 @@ class Oracle:
         )
         self.shown, committed = epoch, self.history[epoch]
         for name, rows in committed.tables.items():
-            assert weights[name] == {id_: row[0] for id_, row in rows.items()}, f"epoch {epoch}: {name} is served wrong"
+            assert weights[name] == {id_: row[0] for id_, row in rows.items()}, (
+                f"epoch {epoch}: {name} is served wrong"
+            )
         assert dense == committed.dense, f"epoch {epoch}: the dense state is served wrong"
 
     # The disk
@@ -156,9 +166,17 @@ class Oracle:
     def check_after_power_cut(self, exports: Path) -> None:
         """What was durable is there, and what the export's manifest names is whole."""
         durable = self._disk.durable
-        there = [int(name[:20]) for part in ("epochs", "bases") for name in durable.get(self._log.path / part, ())]
+        there = [
+            int(name[:20]) for part in ("epochs", "bases") for name in durable.get(self._log.path / part, ())
+        ]
         assert self.head <= max(there, default=-1), f"epoch {self.head} was durable, and is gone"
         self.check_export(exports)
+
+    def check_named(self, exports: Path) -> None:
+        """Every file that the manifest names is there."""
+        if (exports / "manifest.json").exists():
+            for name in Manifest.read(exports / "manifest.json").names:
+                assert (exports / name).exists(), f"the manifest names {name}, which is not there"
 
     def check_export(self, exports: Path) -> int:
         """Every file that the manifest names is whole; returns its head, -1 where there is none."""

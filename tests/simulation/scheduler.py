@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["Died", "Fiber", "Process", "Scheduler", "Stuck"]
 
-_PICKS_MAX = 20_000
+_PICKS_MAX = 8_000
 
 
 class Died(BaseException):
@@ -218,12 +218,19 @@ class Scheduler:
             self.fail(Stuck(f"no end after {_PICKS_MAX} switches"))
         self.now += self.random.random() * 0.002
         while not self._stopped:
-            now = self.now
-            able = [f for f in self._fibers if f.process.paused_until <= now and _able(f, now)]
-            if able:
+            if able := self._able():
                 return able[int(self.random.random() * len(able))]
             self._jump()
         return self._main
+
+    def _able(self) -> list[Fiber]:
+        now, able = self.now, []
+        for fiber in self._fibers:
+            if fiber.process.paused_until <= now:
+                ready, deadline = fiber.ready, fiber.deadline
+                if ready is None or (deadline is not None and deadline <= now) or ready():
+                    able.append(fiber)
+        return able
 
     def _jump(self) -> None:
         times = [f.process.paused_until for f in self._fibers if f.process.paused_until > self.now]
@@ -233,12 +240,6 @@ class Scheduler:
         else:
             waiting = ", ".join(f"{f.process.name}/{f.name}" for f in self._fibers)
             self.fail(Stuck(f"nothing can run any more: {waiting or 'nobody is left'}"))
-
-
-def _able(fiber: Fiber, now: float) -> bool:
-    if fiber.ready is None or (fiber.deadline is not None and fiber.deadline <= now):
-        return True
-    return fiber.ready()
 
 
 def _never(*_: Any) -> bool:

@@ -31,7 +31,9 @@ class Settings:
     def roll(random: Random) -> Settings:
         return Settings(
             store=random.random() < 0.6,
-            training=TrainingSettings(batch_size=random.choice([1, 3, 4, 8]), linger_ms=random.choice([0, 50, 500])),
+            training=TrainingSettings(
+                batch_size=random.choice([1, 3, 4, 8]), linger_ms=random.choice([0, 50, 500])
+            ),
             queue_chunks_max=random.choice([1, 2, 4]),
             epoch_interval_s=random.choice([0.05, 0.1, 0.3]),
             base_every_epochs=random.choice([2, 3, 5]),

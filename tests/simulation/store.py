@@ -46,7 +46,9 @@ class Shard:
         self.loading, self.token, self.part = epoch, token, 0
         return "ok"
 
-    def apply(self, mode: str, epoch: int, part: int, last: bool, token: int, table: str, rows: TableRows) -> str:
+    def apply(
+        self, mode: str, epoch: int, part: int, last: bool, token: int, table: str, rows: TableRows
+    ) -> str:
         """apply.lua: parts of one attempt in order and once."""
         if self.epoch is not None and self.epoch >= epoch:
             return "already"
@@ -166,7 +168,9 @@ class SimulatedStore:
     async def pull(self, table: str, ids: np.ndarray, epoch_min: int = 0) -> tuple[np.ndarray, TableRows]:
         found: dict[int, Row] = {}
         for number in sorted({id_ % SHARDS for id_ in ids.tolist()}):
-            self._servers.send(number, self._reader(number, table, ids.tolist(), epoch_min, found), may_repeat=False)
+            self._servers.send(
+                number, self._reader(number, table, ids.tolist(), epoch_min, found), may_repeat=False
+            )
         present = [id_ for id_ in ids.tolist() if id_ in found]
         return np.isin(ids, np.array(present, np.uint64)), as_table(found, present)
 

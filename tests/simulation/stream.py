@@ -106,7 +106,9 @@ class SimulatedSource:
         if positions is not None:
             return dict(positions)
         first = dict(list(self._at.items())[:1])
-        return first if self.sequential else dict(self._at) if self._scheduler.random.random() < 0.5 else first
+        return (
+            first if self.sequential else dict(self._at) if self._scheduler.random.random() < 0.5 else first
+        )
 
     def read(self) -> DecodedChunk | None:
         """The next chunk, decoded; None at the end of everything. Waits for records to be written."""
@@ -161,7 +163,11 @@ def decoded(partition: str, first: int, next_: int, records: list[Record]) -> De
 def batch_of(samples: list[int]) -> SampleBatch:
     """A batch whose sample's ids are its own and one that it shares with others."""
     ids, count = np.array(samples, np.uint64), len(samples)
-    ends, floats, times = np.arange(count + 1), np.zeros((count, 1), np.float32), _DAY_MS + ids.astype(np.int64)
+    ends, floats, times = (
+        np.arange(count + 1),
+        np.zeros((count, 1), np.float32),
+        _DAY_MS + ids.astype(np.int64),
+    )
     return SampleBatch(
         count,
         {"ledger": Ragged(ids, ends), "hot": Ragged(ids % np.uint64(HOT_IDS), ends)},

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamtrain.errors import EpochMissing, StoreRefused, StoreUnavailable
+from streamtrain.log.record import EpochRecord
 from streamtrain.store.applier import StoreApplier
 from tests.reference_store import DictRows, DictStore, ListLog, random_record
 
@@ -186,3 +187,16 @@ def test_whatever_is_lost_the_store_ends_as_the_log(events: list[tuple[str, int]
         await catch_up()
 
     asyncio.run(scenario())
+
+
+async def test_a_repair_goes_on_from_the_base_that_was_made_while_it_looked_for_one() -> None:
+    class Folding(ListLog):
+        def read(self, epoch: int) -> EpochRecord:
+            if epoch == 0 and not self.base_records:
+                fold(self, 2)
+            return super().read(epoch)
+
+    log, store = Folding(), DictStore()
+    log.records, log.last = log_of(3).records, 3
+    assert await StoreApplier(log, store).catch_up(3) == 3
+    assert "load_base 2" in store.calls and store.whole.rows == rows_at(3).rows

@@ -275,6 +275,9 @@ def _descend(annotation: Any, part: str | int) -> Any:
         return _descend(members[0], part)
     for member in members:
         inner = get_args(member)[0] if get_origin(member) is Annotated else member
+        # An optional union is a union in a union.
+        if get_args(inner) and (found := _descend(inner, part)) is not None:
+            return found
         if part in get_args(
             getattr(inner, "model_fields", {"kind": _NO_KIND}).get("kind", _NO_KIND).annotation
         ):

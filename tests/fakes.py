@@ -16,7 +16,7 @@ from streamtrain.config import Job, parse_job
 from streamtrain.log.record import EpochRecord
 from streamtrain.samples.decoder import DecodedChunk, Decoder
 from streamtrain.samples.schema import Schema
-from streamtrain.sources import Chunk, Positions, SourceSettings
+from streamtrain.sources import Chunk, DataLoss, Positions, SourceSettings
 
 SCHEMA: dict[str, Any] = {"labels": ["click"], "slots": {"user": {}}}
 
@@ -71,7 +71,7 @@ class ScriptedSource:
 
     Settings = ScriptedSettings
     sequential = False
-    script: Iterable[Chunk | BaseException | asyncio.Event] = ()
+    script: Iterable[Chunk | DataLoss | BaseException | asyncio.Event] = ()
     on_start: Callable[[], Awaitable[object]] | None = None
     made: ScriptedSource
 
@@ -93,12 +93,12 @@ class ScriptedSource:
         self.identity = "topic-1"
         return {"p": 0} if positions is None else dict(positions)
 
-    async def read(self) -> Chunk | None:
+    async def read(self) -> Chunk | DataLoss | None:
         while self._script:
             step = self._script.popleft()
             if isinstance(step, BaseException):
                 raise step
-            if isinstance(step, Chunk):
+            if isinstance(step, Chunk | DataLoss):
                 return step
             await step.wait()
         if self._until_end:

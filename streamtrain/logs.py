@@ -45,5 +45,8 @@ def configure_logging(settings: LoggingSettings, model: str) -> None:
     )
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     # Libraries speak through our errors; their own lines below a warning are noise here.
-    for library in ("aiokafka", "jax", "numba", "aiohttp", "asyncio"):
+    for library in ("jax", "numba", "aiohttp", "asyncio"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+    # aiokafka tells every attempt of an outage as an error of its own; ours says once what it means.
+    if settings.level != "debug":
+        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)

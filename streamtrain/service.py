@@ -53,6 +53,10 @@ class _Parts:
     trainer: Trainer
 
 
+class _Stopped(Exception):
+    """The daemon is to stop before it has recovered."""
+
+
 class Service:
     """One daemon, from start to stop. Made and used on one event loop.
 
@@ -111,9 +115,13 @@ class Service:
 
     async def _start_unless_stopped(self, stack: AsyncExitStack) -> _Parts | None:
         """Whatever a start waits for (a broker, a store, a long log), `stop` ends it: nothing was learned yet."""
+        if self._stopping.is_set():
+            return None
         self._starting = asyncio.create_task(self._start(stack), name="start")
         try:
             return await self._starting
+        except _Stopped:
+            return None
         except asyncio.CancelledError:
             if (this := asyncio.current_task()) is not None and this.cancelling():
                 raise
@@ -215,11 +223,11 @@ class Service:
         return last
 
     def _unless_stopped(self, records: Iterable[EpochRecord]) -> Iterator[EpochRecord]:
-        """The records; fewer when the daemon is stopped meanwhile, so that the thread that reads them ends."""
+        """The records. When the daemon is stopped meanwhile it raises, so that the thread that reads them ends."""
         for record in records:
-            yield record
             if self._stopping.is_set():
-                return
+                raise _Stopped
+            yield record
 
     def _announcer(self, head: Head) -> Callable[[EpochRecord, str], None]:
         """What the writer thread calls when a record is durable: it moves the head, on the loop."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 HELP = "follow the deltas as a serving process does"
 EXAMPLES = """\
@@ -42,6 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.predict:
         return _predict(follower)
     seen = None
+    manifest = Path(arguments.dir) / "manifest.json"
+    if not manifest.exists():
+        sys.stderr.write(f"streamtrain: waiting for an export in {arguments.dir}\n")
+    while not stop.is_set() and not manifest.exists():
+        stop.wait(arguments.poll)
     while not stop.is_set():
         error = follower.status.last_error
         follower.poll()

@@ -61,8 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("name files to produce, or say --synthetic; one of the two")
     if arguments.kafka and not arguments.topic:
         raise ConfigError("--kafka needs --topic")
-    if arguments.rate is not None and arguments.rate <= 0:
-        raise ConfigError("--rate must be above 0")
+    for name in ("rate", "count", "partitions"):
+        if (value := getattr(arguments, name)) is not None and value <= 0:
+            raise ConfigError(f"--{name} {value:g}: must be above 0")
     try:
         count = asyncio.run(_produce(arguments))
     except BrokenPipeError:

@@ -22,6 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import signal
+    import threading
+
+    # From here on a signal is a wish to stop, also while libraries are imported: an interrupt inside one may be lost.
+    wished = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: wished.set())
+
     import uvloop
 
     from streamtrain.config import load_job
@@ -32,7 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     configure_logging(job.logging, job.name)
 
     async def main() -> None:
-        last = await Service(job, until_end=arguments.until_end).run()
+        service = Service(job, until_end=arguments.until_end)
+        if wished.is_set():
+            service.stop()
+        last = await service.run()
         if last is not None:
             sys.stderr.write(
                 f"streamtrain: epoch {last.epoch}, {last.samples_total} samples learned in all\n"

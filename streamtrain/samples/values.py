@@ -35,8 +35,8 @@ def check_values(sample: Mapping[str, Any], fields: Mapping[str, Field]) -> dict
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], fields: Mapping[str, Field]) -> pa.Table:
-    """The columns of samples that `check_values` has returned."""
-    arrays = [pa.array([row[name] for row in rows], field.arrow_type) for name, field in fields.items()]
+    """The columns of samples; a field that one does not name is missing there."""
+    arrays = [pa.array([row.get(name) for row in rows], field.arrow_type) for name, field in fields.items()]
     return pa.table(arrays, names=list(fields))
 
 

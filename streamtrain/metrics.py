@@ -39,18 +39,6 @@ class Metrics:
             "quarantined_minibatches", "Minibatches that were not learned from, to keep NaN out of the model."
         )
         self.quarantined_samples = self._counter("quarantined_samples", "Samples in quarantined minibatches.")
-        self.dead_letters = self._counter(
-            "dead_letters", "Refused records kept in the file or topic for them."
-        )
-        self.dead_letters_unavailable = self._gauge(
-            "dead_letters_unavailable", "1 while dead letters cannot be kept and training is paused."
-        )
-        self.lost_offsets = self._counter(
-            "lost_offsets", "Offsets skipped that were never learned, by partition.", "partition"
-        )
-        self.data_losses = self._counter(
-            "data_losses", "Gaps skipped, by reason: retention, recreated, shrunk, removed.", "reason"
-        )
         self.steps = self._counter("steps", "Optimizer steps taken by this process.")
         self.step_seconds = self._histogram("step_seconds", "Duration of one step.", 0.0002, 14)
         self.decode_seconds = self._counter("decode_seconds", "Time spent decoding chunks.")

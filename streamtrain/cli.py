@@ -11,7 +11,7 @@ from streamtrain.errors import ConfigError, Fenced, StreamtrainError
 
 __all__ = ["main"]
 
-_COMMANDS = ("init", "run", "evaluate", "produce", "follow", "inspect", "verify", "replay")
+_COMMANDS = ("init", "run", "evaluate", "produce", "follow", "inspect", "verify", "replay", "rollback")
 
 _EXAMPLES = """\
 examples:

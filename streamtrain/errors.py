@@ -77,10 +77,6 @@ class TooManyQuarantined(StreamtrainError):
     """One minibatch after the other would leave NaN or infinities in the model. Stop: the epochs so far are good."""
 
 
-class DeadLettersUnavailable(StreamtrainError):
-    """Refused records cannot be kept now. Pause, and try again: nothing behind them is learned meanwhile."""
-
-
 class TableFull(StreamtrainError):
     """An embedding table (or id set) has reached its bound. Stop: raise rows_max, or use admission or expiry."""
 

@@ -18,7 +18,7 @@ from streamtrain.pipeline import Feed
 from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.sources import DataLoss
-from streamtrain.training.guard import BadSampleGuard
+from streamtrain.training.guard import BadSampleGuard, QuarantineGuard
 from streamtrain.training.handoff import End, Handoff
 from streamtrain.training.learner import Learner
 from streamtrain.training.prequential import Accumulator, Quality
@@ -31,7 +31,8 @@ class Evaluation:
     """What a pass found.
 
     Attributes:
-      samples, bad_samples: how many were learned from, and refused.
+      samples, bad_samples, quarantined_samples: how many were learned from, refused, and kept out of the model because
+        they would have left NaN or an infinity in it.
       quality: by label, over all samples.
       second_half: by label, over the second half of the samples.
       seconds: wall clock of reading and learning, without compilation.
@@ -39,6 +40,7 @@ class Evaluation:
 
     samples: int
     bad_samples: int
+    quarantined_samples: int
     quality: dict[str, Quality]
     second_half: dict[str, Quality]
     seconds: float
@@ -59,6 +61,7 @@ class Evaluation:
         head: dict[str, Any] = {
             "samples": self.samples,
             "bad_samples": self.bad_samples,
+            "quarantined_samples": self.quarantined_samples,
             "samples_per_s": round(self.samples / self.seconds, 1) if self.seconds else None,
             "seconds": round(self.seconds, 3),
         }
@@ -117,7 +120,9 @@ async def evaluate(job: Job, progress: Callable[[int], None] = lambda _: None) -
             begin = time.perf_counter()
             feeding = asyncio.create_task(feed.run(), name="feed")
             try:
-                samples, bad = await asyncio.to_thread(_learn_all, learner, handoff, job, scores, progress)
+                samples, bad, quarantined = await asyncio.to_thread(
+                    _learn_all, learner, handoff, job, scores, progress
+                )
                 seconds = time.perf_counter() - begin
                 await feeding
             finally:
@@ -129,6 +134,7 @@ async def evaluate(job: Job, progress: Callable[[int], None] = lambda _: None) -
         return Evaluation(
             samples,
             bad,
+            quarantined,
             scores.quality(labels, 0, samples),
             scores.quality(labels, samples // 2, samples),
             seconds,
@@ -137,19 +143,29 @@ async def evaluate(job: Job, progress: Callable[[int], None] = lambda _: None) -
 
 def _learn_all(
     learner: Learner, handoff: Handoff, job: Job, scores: _Scores, progress: Callable[[int], None]
-) -> tuple[int, int]:
-    """Learns until the handoff ends. Minibatches are cut by count alone, so that a pass can be repeated."""
+) -> tuple[int, int, int]:
+    """Learns until the handoff ends. Minibatches are cut by count alone, so that a pass can be repeated.
+
+    Returns:
+      Samples learned, records refused, samples quarantined.
+    """
     # The clock stands still, so nothing ever lingers.
     minibatcher = Minibatcher(job.training.batch_size, linger_ms=1)
-    samples = bad = step = 0
+    guard = QuarantineGuard(job.training.quarantine_max)
+    samples = bad = quarantined = step = 0
 
     def learn(minibatch: Minibatch) -> None:
-        nonlocal samples, bad, step
+        nonlocal samples, bad, quarantined, step
         bad += len(minibatch.bad)
         if minibatch.batch.size:
-            scores.add(learner.step(minibatch.batch, step), minibatch)
-            samples += minibatch.batch.size
+            logits = learner.step(minibatch.batch, step)
             step += 1
+            guard.see(minibatch.spans, quarantined=logits is None)
+            if logits is None:
+                quarantined += minibatch.batch.size
+            else:
+                scores.add(logits, minibatch)
+                samples += minibatch.batch.size
 
     while not isinstance(item := handoff.get(60.0), End):
         if item is None or isinstance(item, DataLoss):
@@ -160,4 +176,4 @@ def _learn_all(
         progress(samples)
     if (last := minibatcher.flush()) is not None:
         learn(last)
-    return samples, bad
+    return samples, bad, quarantined

@@ -16,6 +16,7 @@ from streamtrain.log.format import content_digest
 from streamtrain.log.lineage import losses_of
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import recover
+from streamtrain.log.rollback import redone
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.decoder import DecodedChunk, Decoder
 from streamtrain.samples.minibatch import Minibatch
@@ -60,6 +61,8 @@ async def replay(
     if epoch < 1:
         raise EpochMissing("epoch 0 is the genesis: it learned from nothing, so there is nothing to replay")
     expected = await asyncio.to_thread(log.read, epoch)
+    if expected.restores is not None:
+        return Replay(epoch, 0, 0, *_compare(expected, await asyncio.to_thread(redone, log, expected)))
     # What the job may change between starts, as it was when the epoch was learned.
     recorded = {
         name: int(expected.notes[name]) for name in ("batch_size", "window_samples") if name in expected.notes
@@ -157,12 +160,19 @@ def _compare(expected: EpochRecord, again: EpochRecord) -> tuple[bool, list[str]
     for kind in ("dense", "metrics"):
         first, second = getattr(expected, kind), getattr(again, kind)
         parts += [f"{kind}/{n}" for n in sorted({*first, *second}) if not _same(first.get(n), second.get(n))]
+    if not _same(expected.spans.spans, again.spans.spans):
+        parts.append("spans")
+    if not _same(expected.spans.quarantined, again.spans.quarantined):
+        parts.append("quarantined")
     fields = (
         "step_first",
         "step_next",
         "samples",
         "samples_total",
         "bad_samples",
+        "quarantined_samples",
+        "restores",
+        "undone_samples",
         "positions",
         "watermark_ms",
     )

@@ -44,6 +44,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"{found['name']} ({found['model_id']})",
         f"epoch      {found['epoch']}, committed {_time(found['committed_at_ms'])}",
         f"samples    {found['samples']:,} learned in {found['steps']:,} steps, {found['bad_samples']:,} records refused",
+        *_outside(found),
         f"event time up to {_time(found['watermark_ms'])}",
         f"log        {found['bytes'] / 1e6:,.1f} MB: {found['epochs']['count']} epochs, {len(found['bases'])} bases",
         "positions",
@@ -60,9 +61,24 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for epoch in found["lineage"]:
         span = epoch["event_time_ms"]
         events = "no samples" if span is None else f"events {_time(span[0])} to {_time(span[1])}"
+        more = f", {epoch['quarantined_samples']:,} quarantined" if epoch["quarantined_samples"] else ""
+        if epoch["restores"] is not None:
+            more += f", restores epoch {epoch['restores']}, {epoch['undone_samples']:,} samples undone"
         lines.append(
-            f"  {epoch['epoch']}: {epoch['samples']:,} samples, {epoch['bytes'] / 1e3:,.0f} kB, {events}"
+            f"  {epoch['epoch']}: {epoch['samples']:,} samples, {epoch['bytes'] / 1e3:,.0f} kB, {events}{more}"
         )
+    return lines
+
+
+def _outside(found: dict[str, Any]) -> list[str]:
+    """Samples that were read and are not in the model."""
+    lines = []
+    if found["quarantined_minibatches"]:
+        lines.append(
+            f"quarantine {found['quarantined_samples']:,} samples in {found['quarantined_minibatches']:,} minibatches"
+        )
+    if found["undone_samples"]:
+        lines.append(f"undone     {found['undone_samples']:,} samples, by rollbacks")
     return lines
 
 

@@ -31,7 +31,7 @@ _PLAIN = (
 )  # fmt: skip
 _COUNTS = (
     "epoch", "step_first", "samples", "samples_total", "bad_samples", "quarantined_minibatches",
-    "quarantined_samples", "undone_samples",
+    "quarantined_samples",
 )  # fmt: skip
 # What few records have; a document does not name one that is as it is by default.
 _RARE = {"quarantined_minibatches": 0, "quarantined_samples": 0, "restores": None, "undone_samples": 0}

@@ -28,7 +28,8 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
 
     Returns:
       `path`, `name`, `model_id`, `created_at_ms`; `epoch` (None of an empty log), `samples` learned in all, `steps`,
-      `bad_samples`, `positions`, `watermark_ms`, `committed_at_ms`; `tables` (by name: `rows`, `dim`, `bytes`);
+      `bad_samples`, `quarantined_minibatches`, `quarantined_samples`, `undone_samples` (by rollbacks), `positions`,
+      `watermark_ms`, `committed_at_ms`; `tables` (by name: `rows`, `dim`, `bytes`);
       `epochs` kept (`first`, `last`, `count`), `bases`, `bytes` on disk; `lost`: the gaps that the source skipped, see
       `losses_of`; `lineage`.
 
@@ -48,6 +49,9 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
         "samples": 0 if last is None else last.samples_total,
         "steps": 0 if last is None else last.step_next,
         "bad_samples": sum(record.bad_samples for record in records),
+        "quarantined_minibatches": sum(record.quarantined_minibatches for record in records),
+        "quarantined_samples": sum(record.quarantined_samples for record in records),
+        "undone_samples": sum(record.undone_samples for record in records),
         "positions": {} if last is None else dict(last.positions),
         "watermark_ms": None if last is None else last.watermark_ms,
         "committed_at_ms": None if last is None else last.committed_at_ms,
@@ -104,6 +108,10 @@ def _line(log: LogReader, epoch: int) -> dict[str, Any]:
         "steps": [record.step_first, record.step_next],
         "samples": record.samples,
         "bad_samples": record.bad_samples,
+        "quarantined_minibatches": record.quarantined_minibatches,
+        "quarantined_samples": record.quarantined_samples,
+        "restores": record.restores,
+        "undone_samples": record.undone_samples,
         "event_time_ms": record.event_time_ms,
         "record_time_ms": record.record_time_ms,
         "positions": dict(record.positions),

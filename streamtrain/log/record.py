@@ -72,7 +72,8 @@ class EpochRecord:
       bad_samples: records refused in its spans.
       quarantined_minibatches, quarantined_samples: how many of its minibatches were quarantined, and their samples.
       restores: of a rollback, the epoch whose model this one is; else None.
-      undone_samples: of a rollback, how many of the samples learned before it are not in the model any more.
+      undone_samples: of a rollback, how many of the samples learned before it are not in the model any more; below 0
+        where it returns to an epoch that had been undone.
       positions: by partition, the next offset to read.
       spans: the minibatches.
       event_time_ms: (min, max) of the samples' event times, or None where it has no sample.

@@ -11,14 +11,16 @@ import numpy as np
 
 from streamtrain.errors import CorruptRecord, EpochMissing, LogError
 from streamtrain.log.fold import SOURCES_MAX, refold_digest
-from streamtrain.log.format import Kind
+from streamtrain.log.format import Kind, content_digest
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
+from streamtrain.log.rollback import redone
 
 __all__ = ["Problem", "Report", "verify"]
 
 _ROOT = {"model.json", "epochs", "bases", "tmp", "LOCK"}
 _NAME = re.compile(r"\d{20}\.safetensors")
+_REPORT = "Report it: this is a fault in streamtrain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +149,20 @@ class _Verification:
                 sound.add(epoch)
                 if before is not None and before.epoch == epoch - 1:
                     for what in _contradictions(before, record):
-                        self._problem(
-                            self._log.epoch_path(epoch), what, "Report it: this is a fault in streamtrain"
-                        )
+                        self._problem(self._log.epoch_path(epoch), what, _REPORT)
+                if record.restores is not None:
+                    self._check_rollback(record)
             before = record
         return sound
+
+    def _check_rollback(self, record: EpochRecord) -> None:
+        try:
+            expected = content_digest(redone(self._log, record))
+        except (EpochMissing, CorruptRecord):
+            return  # collected meanwhile, or an epoch on the way is damaged and reported as such
+        if content_digest(record) != expected:
+            what = f"it is a rollback, but not to what epoch {record.restores} was"
+            self._problem(self._log.epoch_path(record.epoch), what, _REPORT)
 
     def _check_base(self, older: int, base: int, sound: set[int]) -> None:
         if self._read("base", base) is None:
@@ -198,8 +209,15 @@ def _contradictions(before: EpochRecord, record: EpochRecord) -> Iterator[str]:
     """What two neighbours say that cannot both be: samples lost, or learned twice."""
     if record.step_first != before.step_next:
         yield f"its first step is {record.step_first}, the epoch before ended at {before.step_next}"
-    if record.samples_total != before.samples_total + record.samples:
+    if record.samples_total != before.samples_total + record.samples - record.undone_samples:
         yield f"it counts {record.samples_total} samples in all, the epoch before {before.samples_total}, itself {record.samples}"
+    if (read := int(record.spans.spans[:, 4].sum())) != record.samples + record.quarantined_samples:
+        yield (
+            f"its spans hold {read} samples, it counts {record.samples} learned and {record.quarantined_samples} "
+            "quarantined"
+        )
+    if record.restores is not None:
+        return
     at = dict(before.positions)
     for step, index, first, next_offset, _ in record.spans.spans.tolist():
         partition = record.spans.partitions[index]

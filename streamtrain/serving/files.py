@@ -65,7 +65,7 @@ class Lineage:
         """That of a base made of an older base and the deltas since, in order."""
         return replace(
             parts[-1],
-            samples=sum(part.samples for part in parts),
+            samples=parts[-1].samples_total,
             event_time_ms=_widest([part.event_time_ms for part in parts]),
             record_time_ms=_widest([part.record_time_ms for part in parts]),
         )

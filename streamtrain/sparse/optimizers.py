@@ -212,7 +212,7 @@ def sgd(
             weights[d] = w - learning_rate * (gradient[d] + l2 * w)
         stamp(bits, rows[u], occurrences[u], step)
         worst = max(worst, largest(bits, rows[u]))
-    return worst < INFINITY
+    return bool(worst < INFINITY)
 
 
 @kernel
@@ -247,7 +247,7 @@ def adagrad(
             weights[d] = w - learning_rate * g / (math.sqrt(n) + epsilon)
         stamp(bits, rows[u], occurrences[u], step)
         worst = max(worst, largest(bits, rows[u]))
-    return worst < INFINITY
+    return bool(worst < INFINITY)
 
 
 @kernel
@@ -286,7 +286,7 @@ def rowwise_adagrad(
             weights[d] = w - rate * (gradient[d] + l2 * w)
         stamp(bits, rows[u], occurrences[u], step)
         worst = max(worst, largest(bits, rows[u]))
-    return worst < INFINITY
+    return bool(worst < INFINITY)
 
 
 @kernel
@@ -337,7 +337,7 @@ def adam(
             weights[d] = w - learning_rate * (m / correct1) / (math.sqrt(v / correct2) + epsilon)
         stamp(bits, rows[u], occurrences[u], step)
         worst = max(worst, largest(bits, rows[u]))
-    return worst < INFINITY
+    return bool(worst < INFINITY)
 
 
 @kernel
@@ -396,4 +396,4 @@ def ftrl(
                 weights[d] = -(z - math.copysign(l1, z)) / scale
         stamp(bits, rows[u], occurrences[u], step)
         worst = max(worst, largest(bits, rows[u]))
-    return worst < INFINITY
+    return bool(worst < INFINITY)

@@ -35,6 +35,8 @@ class EpochBuilder:
         self._samples = 0
         self._bad = 0
         self._skipped = False
+        self._quarantined: list[int] = []
+        self._quarantined_samples = 0
         self._partitions: dict[str, int] = {}
         self._spans: list[tuple[int, int, int, int, int]] = []
         self._event_ms: tuple[int, int] | None = None
@@ -101,6 +103,8 @@ class EpochBuilder:
             samples=self._samples,
             samples_total=self.samples_total,
             bad_samples=self._bad,
+            quarantined_minibatches=len(self._quarantined),
+            quarantined_samples=self._quarantined_samples,
             positions=self.positions,
             spans=SpanTable(
                 tuple(self._partitions),
@@ -113,8 +117,6 @@ class EpochBuilder:
             tables=tables,
             dense=dense,
             metrics=metrics,
-            quarantined_minibatches=len(self._quarantined),
-            quarantined_samples=self._quarantined_samples,
             notes=notes,
         )
         self.epoch += 1

@@ -34,8 +34,8 @@ class TrainingSettings(Settings):
     """Samples a window of prequential evaluation."""
     stop_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """On SIGTERM: how long the last epoch and the views of the log may take."""
-    bad_samples: BadSampleSettings = BadSampleSettings()
-    """What happens to records that are not samples."""
     quarantine_max: int = Field(default=10, ge=0, le=1_000_000)
     """A minibatch that would leave NaN or an infinity in the model is not learned from: it is quarantined. The daemon
     stops when more than this many minibatches in a row are; 0 stops at the first."""
+    bad_samples: BadSampleSettings = BadSampleSettings()
+    """What happens to records that are not samples."""

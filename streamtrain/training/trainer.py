@@ -11,8 +11,8 @@ from streamtrain.metrics import Metrics
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.sources import DataLoss
 from streamtrain.training.committer import Committer
-from streamtrain.training.handoff import End, Handoff
 from streamtrain.training.guard import QuarantineGuard, describe
+from streamtrain.training.handoff import End, Handoff
 from streamtrain.training.learner import Learner
 from streamtrain.training.settings import TrainingSettings
 
@@ -52,8 +52,8 @@ class Trainer:
     ) -> None:
         self._learner, self._handoff, self._committer, self._metrics = learner, handoff, committer, metrics
         self._minibatcher = Minibatcher(settings.batch_size, settings.linger_ms)
-        self._interval_s = epoch_interval_s
         self._guard = QuarantineGuard(settings.quarantine_max)
+        self._interval_s = epoch_interval_s
         self._stop = threading.Event()
         self._cut_at = time.monotonic()
 
@@ -65,8 +65,8 @@ class Trainer:
         """Learns. Returns when everything learned is durable.
 
         Raises:
-          Whatever stopped the feed or the log: Fenced, TooManyBadSamples, ...
           TooManyQuarantined: what was learned since the last cut is given up; a restart learns it again.
+          Whatever stopped the feed or the log: Fenced, TooManyBadSamples, ...
         """
         self._cut_at = time.monotonic()
         ended = False

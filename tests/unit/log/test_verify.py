@@ -100,13 +100,14 @@ def test_a_base_that_is_not_the_fold_of_its_epochs_is_found(tmp_path: Path) -> N
     [
         ({"samples_total": 21}, "counts 21 samples in all"),
         ({"step_first": 0}, "first step is 0"),
+        ({"quarantined_samples": 3}, "its spans hold 10 samples, it counts 10 learned and 3 quarantined"),
         ({"positions": {"clicks:0": 19}}, "would resume clicks:0 at offset 19"),
         (
             {"spans": SpanTable(("clicks:0",), np.array([[1, 0, 9, 20, 10]]))},
             "which was learned up to 10 before",
         ),
         (
-            {"spans": SpanTable(("a", "b"), np.array([[1, 0, 0, 1, 1], [0, 1, 0, 1, 1]]))},
+            {"spans": SpanTable(("a", "b"), np.array([[1, 0, 0, 1, 5], [0, 1, 0, 1, 5]]))},
             "order of their steps",
         ),
     ],

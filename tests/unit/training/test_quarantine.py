@@ -47,7 +47,7 @@ def batch(seed: int, **poison: float) -> SampleBatch:
     records = []
     for row in range(8):
         user, item = (int(n) for n in rng.integers(0, 5, 2))
-        sample = {
+        sample: dict[str, Any] = {
             "user": user,
             "item": item,
             "history": [1, item],

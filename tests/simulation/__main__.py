@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
-from tests.simulation.runner import run_seeds
+from tests.simulation.runner import pin, run_chunk, run_seeds
 from tests.simulation.world import Outcome
 
 _CHUNK_SEEDS = 50
@@ -71,18 +71,9 @@ def _outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
     for core in cores:
         queue.put(core)
     work = [(chunk, options.mutation) for chunk in chunks]
-    with context.Pool(min(options.jobs, len(cores)), _pin, (queue,)) as pool:
-        for outcomes in pool.imap(_run, work):
+    with context.Pool(min(options.jobs, len(cores)), pin, (queue,)) as pool:
+        for outcomes in pool.imap(run_chunk, work):
             yield from outcomes
-
-
-def _pin(cores: multiprocessing.SimpleQueue[int]) -> None:
-    # Fibers take turns, so a second core only makes the turns dearer.
-    os.sched_setaffinity(0, {cores.get()})
-
-
-def _run(work: tuple[list[int], str | None]) -> list[Outcome]:
-    return list(run_seeds(*work))
 
 
 if __name__ == "__main__":

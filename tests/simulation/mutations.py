@@ -20,7 +20,6 @@ from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.samples.positions import PositionTracker
-from streamtrain.serving.follower import Follower
 from streamtrain.serving.manifest import Entry, Manifest, Position
 from streamtrain.sources import Span
 from streamtrain.store.applier import StoreApplier
@@ -188,15 +187,6 @@ def _publish_removing_first(self: Any, manifest: Manifest) -> None:
     self._directory.publish(manifest)
 
 
-def _replace_always(self: Any, built: Any) -> None:
-    self._served = built
-
-
-def _next_going_back(self: Manifest, held: Position | None, refused: Any = ()) -> Entry | None:
-    """Follows an export that stands before what is held."""
-    return _NEXT_FILE(self, None if held is not None and held.epoch > self.head.epoch else held, refused)
-
-
 def _next_without_chain(self: Manifest, held: Position | None, refused: Any = ()) -> Entry | None:
     """Takes the newest delta, whatever it follows."""
     if held is None or not self.deltas:
@@ -246,9 +236,5 @@ MUTATIONS: dict[str, list[Mutation]] = {
         (DeltaExporter, "_publish", _publish_removing_first)
     ],
     "the follower takes any delta": [(Manifest, "next_file", _next_without_chain)],
-    "the follower goes back with the export": [
-        (Manifest, "next_file", _next_going_back),
-        (Follower, "_replace", _replace_always),
-    ],
 }
 """By what is wrong, what makes it so."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
+import os
 from collections.abc import Iterable, Iterator
 
 from tests.simulation.follower import PATCHES
@@ -11,7 +13,7 @@ from tests.simulation.loom import woven
 from tests.simulation.mutations import mutated
 from tests.simulation.world import Outcome, simulate
 
-__all__ = ["run_seeds"]
+__all__ = ["pin", "run_chunk", "run_seeds"]
 
 
 def run_seeds(seeds: Iterable[int], mutation: str | None = None) -> Iterator[Outcome]:
@@ -33,3 +35,13 @@ def run_seeds(seeds: Iterable[int], mutation: str | None = None) -> Iterator[Out
     finally:
         gc.unfreeze()
         logging.disable(level)
+
+
+def pin(cores: multiprocessing.SimpleQueue[int]) -> None:
+    """Gives this process a core of its own. Fibers take turns, so a second one only makes the turns dearer."""
+    os.sched_setaffinity(0, {cores.get()})
+
+
+def run_chunk(work: tuple[list[int], str | None]) -> list[Outcome]:
+    """`run_seeds` as a job of a pool, whose processes do not import `__main__`."""
+    return list(run_seeds(*work))

@@ -86,6 +86,7 @@ class Feed:
                 await self._letterbox.keep(chunk, decoded.bad)
             pulled = {} if self._prefetch is None else await self._prefetch.rows_for(decoded.batch)
             await self._handoff.put(Item(decoded, pulled))
+        self._guard.end()
 
     async def _read(self) -> Chunk | DataLoss | None:
         """The next chunk. A source that does not answer goes on trying by itself, and is waited for."""

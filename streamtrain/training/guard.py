@@ -22,6 +22,7 @@ class BadSampleGuard:
     def __init__(self, settings: BadSampleSettings) -> None:
         self._settings = settings
         self._records = 0
+        self._good = 0
         self._reasons: Counter[str] = Counter()
         self._example: BadSample | None = None
 
@@ -32,23 +33,37 @@ class BadSampleGuard:
           TooManyBadSamples: names the share, the reasons and one record.
         """
         self._records += records
+        self._good += records - len(bad)
         for sample in bad:
             self._reasons[
                 sample.reason if sample.field is None else f"{sample.reason} in {sample.field}"
             ] += 1
             self._example = sample
         count = self._reasons.total()
-        if count and count > self._settings.share_max * max(self._records, self._settings.window):
-            reasons = ", ".join(f"{n} x {reason}" for reason, n in self._reasons.most_common(3))
-            raise TooManyBadSamples(
-                f"{count} of the last {self._records} records are bad, more than the allowed "
-                f"{self._settings.share_max:.1%} of {self._settings.window} ({reasons}). One of them: {self._example}. "
-                "Nothing of them was learned and nothing is lost: correct [schema] or the producer and start again; "
-                "to go on past them, raise training.bad_samples.share_max (1 never stops)"
+        if count > self._settings.share_max * max(self._records, self._settings.window):
+            raise self._too_many(
+                f"more than the allowed {self._settings.share_max:.1%} of {self._settings.window}"
             )
         if self._records >= self._settings.window:
             self._records = 0
             self._reasons.clear()
+
+    def end(self) -> None:
+        """Judges a source that has ended before a window was full: not one good record is not a stream of samples.
+
+        Raises:
+          TooManyBadSamples: as `see`.
+        """
+        if self._reasons and not self._good and self._settings.share_max < 1:
+            raise self._too_many("and there was no good one")
+
+    def _too_many(self, why: str) -> TooManyBadSamples:
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in self._reasons.most_common(3))
+        return TooManyBadSamples(
+            f"{self._reasons.total()} of the last {self._records} records are bad, {why} ({reasons}). One of them: "
+            f"{self._example}. Nothing of them was learned and nothing is lost: correct [schema] or the producer and "
+            "start again; to go on past them, raise training.bad_samples.share_max (1 never stops)"
+        )
 
 
 class QuarantineGuard:

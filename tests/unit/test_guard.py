@@ -37,3 +37,16 @@ def test_a_bound_of_one_never_stops() -> None:
     guard = BadSampleGuard(BadSampleSettings(share_max=1.0, window=10))
     for _ in range(20):
         guard.see(100, bad(100))
+
+
+def test_a_short_source_without_one_good_record_is_refused_at_its_end() -> None:
+    guard = BadSampleGuard(BadSampleSettings(share_max=0.05, window=1000))
+    guard.see(3, bad(3))
+    with pytest.raises(TooManyBadSamples, match="3 of the last 3 records are bad, and there was no good one"):
+        guard.end()
+
+
+def test_a_short_source_with_good_records_ends_well() -> None:
+    guard = BadSampleGuard(BadSampleSettings(share_max=0.05, window=1000))
+    guard.see(3, bad(2))
+    guard.end()

@@ -10,7 +10,10 @@ from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.decoder import DecodedChunk
 from streamtrain.sources import Span
 
-__all__ = ["Minibatch", "Minibatcher"]
+__all__ = ["REFUSED_MAX", "Minibatch", "Minibatcher"]
+
+REFUSED_MAX = 4096
+"""Refused records that may wait for a minibatch to fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class Minibatcher:
 
     It reads no clock and never waits. A full minibatch ends right behind its last sample: bad records and gaps
     that follow belong to the next one. So where chunks were cut makes no difference, other than through `linger_ms`.
-    It holds what was added until it is taken; whoever adds takes until None comes, which leaves less than a minibatch.
+    It holds what was added until it is taken; whoever adds takes until None comes, which leaves less than a minibatch,
+    and fewer than REFUSED_MAX refused records: a flood of them is cut without waiting for samples.
 
     Args:
       batch_size: samples of a full minibatch.
@@ -57,6 +61,7 @@ class Minibatcher:
         self.batch_size, self.linger_ms = batch_size, linger_ms
         self._pieces: deque[_Piece] = deque()
         self._pending = 0
+        self._refused = 0
 
     @property
     def pending(self) -> int:
@@ -68,6 +73,7 @@ class Minibatcher:
         if chunk.next > chunk.first:
             self._pieces.append(_Piece(chunk, now_ms, chunk.first))
             self._pending += chunk.batch.size
+            self._refused += len(chunk.bad)
 
     def deadline_ms(self) -> float | None:
         """When `take` will give what there is even if it is not full. None: nothing waits."""
@@ -77,6 +83,8 @@ class Minibatcher:
         """The next minibatch if it is full or its deadline has come, else None."""
         if self._pending >= self.batch_size:
             return self._cut(self.batch_size)
+        if self._refused >= REFUSED_MAX:
+            return self.flush()
         deadline_ms = self.deadline_ms()
         return self.flush() if deadline_ms is not None and now_ms >= deadline_ms else None
 
@@ -102,6 +110,7 @@ class Minibatcher:
             missing -= taken
             _append(spans, self._advance(piece, taken, to_end=size < self.batch_size, bad=bad))
         self._pending -= size
+        self._refused -= len(bad)
         return Minibatch(SampleBatch.concat(batches), tuple(spans), tuple(bad), first_arrival_ms)
 
     def _advance(self, piece: _Piece, taken: int, to_end: bool, bad: list[BadSample]) -> Span:

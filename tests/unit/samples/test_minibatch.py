@@ -184,3 +184,16 @@ def test_only_the_last_partition_keeps_a_position_where_they_follow_one_another(
     tracker = PositionTracker({"day1.jsonl": 7}, sequential=True)
     tracker.advance([Span("day1.jsonl", 7, 9, 2), Span("day2.jsonl", 0, 4, 4)])
     assert tracker.positions == {"day2.jsonl": 4}
+
+
+def test_a_flood_of_refused_records_does_not_wait_for_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamtrain.samples.minibatch.REFUSED_MAX", 5)
+    minibatcher = Minibatcher(batch_size=10, linger_ms=math.inf)
+    minibatcher.add(Run("p", 0, "sbbb").decoded(), 0)
+    assert minibatcher.take(0) is None
+    minibatcher.add(Run("p", 4, "bbs").decoded(), 0)
+    cut = minibatcher.take(0)
+    assert cut is not None
+    assert (cut.batch.size, len(cut.bad), cut.spans) == (2, 5, (Span("p", 0, 7, 2),))
+    minibatcher.add(Run("p", 7, "bbbb").decoded(), 0)
+    assert minibatcher.take(0) is None

@@ -12,6 +12,7 @@ import numpy as np
 from streamtrain.errors import CorruptRecord, EpochMissing, LogError
 from streamtrain.log.fold import SOURCES_MAX, refold_digest
 from streamtrain.log.format import Kind, content_digest
+from streamtrain.log.lineage import losses_of
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.rollback import redone
@@ -219,6 +220,12 @@ def _contradictions(before: EpochRecord, record: EpochRecord) -> Iterator[str]:
     if record.restores is not None:
         return
     at = dict(before.positions)
+    for loss in losses_of(record.notes):
+        if loss["epoch"] == record.epoch:
+            # The source skipped it when it was told to: the partition goes on there, be it before where it stood.
+            at.pop(loss["partition"], None)
+            if loss["to"] is not None:
+                at[loss["partition"]] = loss["to"]
     for step, index, first, next_offset, _ in record.spans.spans.tolist():
         partition = record.spans.partitions[index]
         if first < at.get(partition, first):

@@ -42,6 +42,7 @@ class LogReader:
         self._epochs, self._bases, self._tmp = path / "epochs", path / "bases", path / "tmp"
         self._guard = threading.Lock()
         self._head: int | None = None
+        self._bases_seen: list[int] = []
 
     @classmethod
     def open(cls, path: Path | str, files: Files | None = None) -> Self:
@@ -86,7 +87,7 @@ class LogReader:
 
     def _probe(self) -> int | None:
         # New epochs follow the last one known, unless so many were written since that those were collected.
-        bases = self._numbers(self._bases)
+        bases = self._durable_bases()
         head = self._head
         if head is None or (bases and bases[-1] > head):
             return max([*self._numbers(self._epochs)[-1:], *bases[-1:]], default=None)
@@ -104,9 +105,17 @@ class LogReader:
         return numbers[max(start, 0) :]
 
     def bases(self) -> list[int]:
-        """The epochs of which there is a base, ascending."""
-        with typed_errors("read the epoch log", self.path):
-            return self._numbers(self._bases)
+        """The epochs of which there is a durable base, ascending."""
+        with self._guard, typed_errors("read the epoch log", self.path):
+            return self._durable_bases()
+
+    def _durable_bases(self) -> list[int]:
+        """Bases, synced before they are told of: a power cut must not take back what a store was loaded with."""
+        found = self._numbers(self._bases)
+        if not set(found) <= set(self._bases_seen):
+            self._files.sync_directory(self._bases)
+        self._bases_seen = found
+        return found
 
     def _numbers(self, directory: Path) -> list[int]:
         return sorted(

@@ -10,7 +10,7 @@ from tests.simulation.world import Outcome
 
 SEEDS = 200
 # 131: a fold collected the epoch 0 that a repair of the store had just chosen, which ended the daemon.
-REGRESSIONS = [131]
+REGRESSIONS = [131, 21236]
 # A fault of the product that the simulation does not find in so many worlds is one that it does not find.
 MUTATION_SEEDS_MAX = 1500
 

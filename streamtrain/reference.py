@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from streamtrain import plugins
 from streamtrain.config import ENVIRONMENT_PREFIX, _Fixed
 from streamtrain.dead_letters.settings import AnyDeadLetters
+from streamtrain.kafka_connection import KafkaConnection
 from streamtrain.samples.schema import AnySlot
 from streamtrain.settings import Settings
 
@@ -70,6 +71,7 @@ def write_reference() -> str:
             for member in _members(AnyDeadLetters):
                 title = f'[training.bad_samples.dead_letters] kind = "{_kind(member)}"'
                 parts += _section(title, member, level=3)
+            parts += _section("[training.bad_samples.dead_letters.connection]", KafkaConnection, level=3)
     parts += ["## [[exports]]\n", "Any number of them; `kind` names an exporter.\n"]
     for name in plugins.names("exporters"):
         parts += _section(f'[[exports]] kind = "{name}"', plugins.load("exporters", name).Settings, level=3)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from consumers.handover import Handover
 from streamtrain.errors import OffsetOutOfRange, SourceUnavailable
-from streamtrain.sources import Chunk
+from streamtrain.sources import Chunk, DataLoss, Gap
 
 
 def chunk(first: int, records: int, size: int = 1, partition: str = "p") -> Chunk:
@@ -40,6 +40,7 @@ async def test_chunks_come_in_order_from_another_thread() -> None:
     thread.start()
     firsts = []
     while (got := await handover.get()) is not None:
+        assert isinstance(got, Chunk)
         firsts.append(got.first)
     thread.join()
     assert firsts == list(range(0, 300, 3))
@@ -145,3 +146,31 @@ async def test_arrow_chunks_are_never_joined() -> None:
         table = pa.table({"x": [first, first + 1]})
         handover.put(dataclasses.replace(chunk(first, 2), records=table))
     assert [(await handover.get()).next for _ in range(2)] == [2, 4]  # type: ignore[union-attr]
+
+
+async def test_word_of_a_loss_keeps_its_place_and_no_chunk_is_joined_over_it() -> None:
+    handover = Handover(1000, 100_000, lambda: None, 100)
+    loss = DataLoss((Gap("a", 4, 0, "shrunk"),), "", 5)
+    for first in (0, 2):
+        handover.put(chunk(first, 2, partition="a"))
+        handover.put(chunk(first, 2, partition="b"))
+    handover.put_loss(loss)
+    handover.put(chunk(4, 2, partition="b"))
+    handover.put(chunk(0, 2, partition="a"))
+    handover.put(chunk(2, 2, partition="a"))
+    handover.end()
+    left: list[object] = []
+    while (taken := await handover.get()) is not None:
+        left.append(taken if isinstance(taken, DataLoss) else (taken.partition, taken.first, taken.next))
+    assert left == [("a", 0, 4), ("b", 0, 4), loss, ("b", 4, 6), ("a", 0, 4)]
+
+
+async def test_keys_are_joined_and_counted_like_values() -> None:
+    handover = Handover(1000, 20, lambda: None, 100)
+    handover.put(dataclasses.replace(chunk(0, 2), keys=[b"k" * 5, None]))
+    assert handover.has_room()
+    handover.put(dataclasses.replace(chunk(2, 2), keys=[b"l" * 6, b"m" * 5]))
+    assert not handover.has_room()
+    taken = await handover.get()
+    assert isinstance(taken, Chunk) and taken.keys == [b"k" * 5, None, b"l" * 6, b"m" * 5]
+    assert handover.has_room()

@@ -15,7 +15,7 @@ from streamtrain.samples.batch import Ragged, SampleBatch
 from streamtrain.samples.decoder import DecodedChunk
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.samples.positions import PositionTracker
-from streamtrain.sources import Span
+from streamtrain.sources import Gap, Span
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,19 @@ def test_a_skipped_or_repeated_record_is_refused_and_nothing_moves() -> None:
     assert tracker.positions == {"a": 5}
     tracker.advance([Span("b", 0, 3, 3), Span("a", 5, 9, 3)])
     assert tracker.positions == {"a": 9, "b": 3}
+
+
+def test_a_gap_moves_a_position_either_way_or_away_and_must_begin_where_it_stands() -> None:
+    tracker = PositionTracker({"a": 5, "b": 7, "c": 9}, sequential=False)
+    for wrong in (Gap("a", 4, 0, "shrunk"), Gap("d", 0, 4, "retention")):
+        with pytest.raises(
+            SourceError, match=r"the source skips records from \d on where (5|None) comes next"
+        ):
+            tracker.skip([Gap("b", 7, 1, "shrunk"), wrong])
+    assert tracker.positions == {"a": 5, "b": 7, "c": 9}
+    tracker.skip([Gap("a", 5, 8, "retention"), Gap("b", 7, 0, "shrunk"), Gap("c", 9, None, "removed")])
+    assert tracker.positions == {"a": 8, "b": 0}
+    tracker.advance([Span("a", 8, 9, 1), Span("b", 0, 1, 1)])
 
 
 def test_only_the_last_partition_keeps_a_position_where_they_follow_one_another() -> None:

@@ -145,12 +145,13 @@ class LedgerLearner:
         self._epochs = EpochBuilder(last, sequential=sequential)
         return replace(last, tables={}, dense={}, metrics={})
 
-    def learn(self, minibatch: Minibatch) -> None:
-        """One step."""
+    def learn(self, minibatch: Minibatch) -> bool:
+        """One step. Nothing is ever quarantined here."""
         running().point()
         if minibatch.batch.size:
             self.model.learn(minibatch.batch.ids["ledger"].values.tolist(), self.epochs.step)
         self.epochs.add(minibatch)
+        return True
 
     def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
         """Takes rows that the store had; a row that is in memory is newer and stays."""

@@ -174,10 +174,15 @@ def two_trainers(world: World, dice: random.Random) -> str:
         lock.unlink(missing_ok=True)
     world.start_trainer()
     try:
-        _ready(world)
+        world.until(lambda: world.owned, "the successor to commit an epoch")
     finally:
         owner.signal(signal.SIGCONT)
-    code = owner.wait(45)
+    try:
+        code = owner.wait(90)
+    except TimeoutError:
+        world.kill(owner)
+        world.violations.append(f"a fenced owner, paused at {where}, went on: {owner.output.name}")
+        return where
     if code != 3:
         last = owner.text.strip().splitlines()[-1][:300]
         world.violations.append(f"a fenced owner, paused at {where}, ended with {code}, not 3: {last}")

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import redis
 
+from streamtrain.log.epoch_log import EpochLog
 from tests.chaos.nursery import Child, Nursery
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import BrokerForChaos, Stream
@@ -246,6 +247,13 @@ class World:
     def learning(self) -> bool:
         """Whether this trainer has committed an epoch."""
         return self.head > self.started_at_epoch
+
+    @property
+    def owned(self) -> bool:
+        """Whether the newest epoch is this trainer's own work, whoever else writes."""
+        log = EpochLog.open(self.log)
+        head = log.head()
+        return head is not None and log.describe(head).writer.endswith(f"/{self.trainer.pid}")
 
     def store_epoch(self) -> int:
         """The epoch that every shard of the store has, as its meta keys say; -1 where one has none."""

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["LOSSES_MAX", "losses_note", "losses_of"]
+__all__ = ["LOSSES_MAX", "losses_note", "losses_of", "with_losses"]
 
 LOSSES_MAX = 100
-"""So many of the newest gaps are carried on; older ones stand in the log file of the daemon alone."""
+"""So many gaps are carried on beside those of the newest loss; older ones stand in the daemon's own log alone."""
 
 _NOTE = "lost"
 
@@ -26,4 +26,11 @@ def losses_of(notes: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def losses_note(losses: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The notes that carry `losses` on; none where there are none."""
-    return {_NOTE: json.dumps(list(losses[-LOSSES_MAX:]))} if losses else {}
+    return {_NOTE: json.dumps(list(losses))} if losses else {}
+
+
+def with_losses(
+    losses: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """What to carry on when more is lost: all that is new, because its epoch is replayed by it, and the newest before."""
+    return [*losses[-LOSSES_MAX:], *found]

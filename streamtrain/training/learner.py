@@ -9,7 +9,7 @@ import numpy as np
 
 from streamtrain.config import Job
 from streamtrain.dense.net import DenseNet
-from streamtrain.log.lineage import losses_note, losses_of
+from streamtrain.log.lineage import losses_note, losses_of, with_losses
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.minibatch import Minibatch
@@ -159,7 +159,7 @@ class Learner:
             }
             for gap in loss.gaps
         ]
-        self.lost = [*self.lost, *found]
+        self.lost = with_losses(self.lost, found)
 
     def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
         """Takes rows that the store had; a row that is in memory already is newer and stays."""

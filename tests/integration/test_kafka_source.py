@@ -218,9 +218,10 @@ async def test_records_deleted_while_the_buffer_is_full_are_skipped_when_told_so
     before, after = found[at - 1], found[at]
     assert isinstance(before, Chunk) and isinstance(after, Chunk)
     assert (gap.first, gap.next, gap.reason) == (before.next, after.first, "retention")
-    assert after.first == 1900 and values_of([c for c in found[at:] if isinstance(c, Chunk)]) == messages(
-        "m", 2000
-    )[1900:]
+    assert (
+        after.first == 1900
+        and values_of([c for c in found[at:] if isinstance(c, Chunk)]) == messages("m", 2000)[1900:]
+    )
     assert opened.lag_records() == {f"{topic}:0": 0}
 
 

@@ -15,11 +15,12 @@ from streamtrain.dead_letters.letter import DeadLetter
 from streamtrain.errors import ConfigError, DeadLettersUnavailable, TooManyBadSamples
 from streamtrain.letterbox import Letterbox, sink_of
 from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.lineage import LOSSES_MAX, losses_note, losses_of, with_losses
 from streamtrain.metrics import Metrics
 from streamtrain.service import Service
 from streamtrain.sources import DataLoss, Gap
 from streamtrain.training.learner import Learner
-from tests.fakes import ScriptedSource, chunk, job, sample
+from tests.fakes import ScriptedSource, chunk, decoded, job, sample
 
 BAD = b"{broken"
 
@@ -91,8 +92,6 @@ async def test_training_pauses_with_words_and_a_metric_while_letters_cannot_be_k
     real_sleep = asyncio.sleep
     monkeypatch.setattr(module.asyncio, "sleep", waits)
     record = chunk(0, [BAD])
-    from tests.fakes import decoded
-
     keeping = asyncio.create_task(Letterbox(sink, metrics).keep(record, decoded(0, [BAD]).bad))
     await gate.wait()
     assert metrics.registry.get_sample_value("streamtrain_dead_letters_unavailable") == 1
@@ -127,8 +126,6 @@ async def test_a_gap_is_an_epoch_s_first_and_every_later_record_tells_of_it(
     records = [log.read(epoch) for epoch in range((log.head() or 0) + 1)]
     (behind,) = [r for r in records if r.positions["p"] < records[r.epoch - 1].positions["p"] and r.epoch]
     assert behind.spans.spans[0][2] == 5 and dict(records[behind.epoch - 1].positions) == {"p": 20, "q": 0}
-    from streamtrain.log.lineage import losses_of
-
     lost = losses_of(last.notes)
     assert [(x["epoch"], x["partition"], x["from"], x["to"], x["reason"], x["at_ms"]) for x in lost] == [
         (behind.epoch, "p", 20, 5, "shrunk", 123),
@@ -142,6 +139,15 @@ async def test_a_gap_is_an_epoch_s_first_and_every_later_record_tells_of_it(
     again = await asyncio.wait_for(Service(job(tmp_path), until_end=True).run(), 60)
     assert again is not None and losses_of(again.notes) == lost
     assert ScriptedSource.made.started_at == ({"p": 16}, "topic-2")
+
+
+def test_the_newest_loss_is_carried_on_whole_and_older_ones_within_a_bound() -> None:
+    lost: list[Any] = []
+    for epoch in range(5):
+        lost = with_losses(lost, [{"epoch": epoch, "partition": f"p:{n}"} for n in range(70)])
+        assert losses_of(losses_note(lost)) == lost
+        assert [x["epoch"] for x in lost].count(epoch) == 70 and len(lost) <= LOSSES_MAX + 70
+    assert losses_note([]) == {} and losses_of({}) == []
 
 
 async def _starts_with_two_partitions(self: Any, positions: Any, identity: str = "") -> dict[str, int]:

@@ -9,6 +9,7 @@ The digest is the SHA-256 of the whole file with those 64 digits replaced by zer
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import orjson
 from streamtrain.errors import CorruptRecord
 from streamtrain.log.files import Files
 
-__all__ = ["DIGEST_OFFSET", "Container", "Stream", "read_digest", "write"]
+__all__ = ["DIGEST_OFFSET", "Container", "Stream", "read_digest", "torn", "write"]
 
 DOCUMENT_KEY = "streamtrain"
 _PREFIX = b'{"__metadata__":{"digest":"'
@@ -139,6 +140,38 @@ def read_digest(path: Path, files: Files) -> str:
     return _hex(path, start[DIGEST_OFFSET:])
 
 
+def torn(path: Path, files: Files) -> str | None:
+    """Why a file was never written to its end, as a lost write leaves it: shorter than its own header says.
+
+    Returns:
+      None where its length is right, whatever it holds: then damage of another kind is for `Container` to find.
+
+    Raises:
+      FileNotFoundError, OSError.
+    """
+    size = files.size(path)
+    with files.open(path) as file:
+        start = file.read(8)
+        text = file.read(min(length := int.from_bytes(start, "little"), _HEADER_BYTES_MAX))
+    if length > _HEADER_BYTES_MAX or text[: len(_PREFIX)] != _PREFIX[: len(text)]:
+        return None
+    if len(start) == 8 and length % 8:
+        return None
+    try:
+        header, end = json.JSONDecoder().raw_decode(text.decode("latin-1"))
+    except ValueError:
+        return f"it ends inside its header, after {size} bytes" if size < 8 + length or not start else None
+    if text[end:].strip(b" "):
+        return None  # Behind a whole header is padding alone: it is the length before it that is damaged.
+    if size < 8 + length:
+        return f"it ends inside its header, after {size} bytes"
+    try:
+        whole = 8 + length + _data_bytes(header)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return f"it has {size} of its {whole} bytes" if size < whole else None
+
+
 class Container:
     """An open file: its document, and its tensors as read-only views of mapped memory.
 
@@ -192,27 +225,38 @@ class Container:
             )
 
     def _views(self, header: dict[str, Any], data: memoryview) -> Iterator[tuple[str, np.ndarray]]:
-        offset = 0
-        for name, spec in header.items():
-            dtype, shape = DTYPES[spec["dtype"]], tuple(spec["shape"])
-            begin, end = spec["data_offsets"]
-            if (
-                begin != offset
-                or end != begin + math.prod(shape) * dtype.itemsize
-                or min(shape, default=0) < 0
-            ):
-                raise ValueError(
-                    f"tensor {name!r} does not follow the one before it, or its shape is not its size"
-                )
+        end = 0
+        for name, dtype, shape, begin, end in _places(header):
             if end > len(data):
                 raise ValueError(f"tensor {name!r} ends at {end} of {len(data)} bytes")
             yield name, np.ndarray(shape, dtype, buffer=data[begin:end])
-            offset = end
-        if offset != len(data):
-            raise ValueError(f"{len(data) - offset} bytes follow the last tensor")
+        if end != len(data):
+            raise ValueError(f"{len(data) - end} bytes follow the last tensor")
 
     def _corrupt(self, what: str) -> CorruptRecord:
         return CorruptRecord(f"{self.path}: {what}")
+
+
+def _places(
+    tensors: Mapping[str, Any],
+) -> Iterator[tuple[str, np.dtype[Any], tuple[int, ...], int, int]]:
+    """Name, dtype, shape, first byte and end of each tensor of a header; ValueError where there is a hole."""
+    offset = 0
+    for name, spec in tensors.items():
+        dtype, shape = DTYPES[spec["dtype"]], tuple(spec["shape"])
+        begin, end = spec["data_offsets"]
+        if begin != offset or end != begin + math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+            raise ValueError(
+                f"tensor {name!r} does not follow the one before it, or its shape is not its size"
+            )
+        yield name, dtype, shape, begin, end
+        offset = end
+
+
+def _data_bytes(header: Mapping[str, Any]) -> int:
+    """How many bytes of tensors a header promises; ValueError where it contradicts itself."""
+    tensors = {name: spec for name, spec in header.items() if name != "__metadata__"}
+    return max((end for *_, end in _places(tensors)), default=0)
 
 
 def _hex(path: Path, digits: bytes) -> str:

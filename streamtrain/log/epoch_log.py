@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +23,8 @@ from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
 
 __all__ = ["EpochLog"]
+
+logger = logging.getLogger(__name__)
 
 
 class EpochLog(LogReader):
@@ -81,7 +85,9 @@ class EpochLog(LogReader):
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the log for writing, so that a second daemon is told at once; removes what dead writers left in `tmp/`.
+        """Holds the log for writing, so that a second daemon is told at once; tidies up behind dead writers.
+
+        What they left in `tmp/` is removed, and an epoch whose end the power took is moved aside.
 
         A courtesy: the fence is `append` itself.
 
@@ -110,6 +116,39 @@ class EpochLog(LogReader):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()}, host {socket.gethostname()}\n".encode(), 0)
         clean_asides(self._files, self._tmp)
+        self._repair_tail()
+
+    def _repair_tail(self) -> None:
+        """Moves a newest epoch that was never written to its end aside, into `damaged/`.
+
+        A disk that keeps what it has acknowledged leaves none: the file was synced before it got its name. One that lies
+        may lose the end of the file and keep the name when the power goes. Whatever else is wrong with a file, or
+        with one that is not the newest, is damage: it is never repaired, only told.
+        """
+        epochs = self._numbers(self._epochs)
+        bases = self._numbers(self._bases)
+        if not epochs or (bases and bases[-1] >= epochs[-1]):
+            return
+        last = epochs[-1]
+        path = self.epoch_path(last)
+        if (reason := container.torn(path, self._files)) is None:
+            return
+        before = [self.epoch_path(last - 1)] if last - 1 in epochs else []
+        before += [self.base_path(last - 1)] if last - 1 in bases else []
+        if all(container.torn(file, self._files) for file in before):
+            return  # nothing sound to go on from
+        target = self.path / "damaged" / f"{path.stem}.{secrets.token_hex(4)}"
+        self._files.make_directory(target.parent)
+        self._files.rename(path, target)
+        self._files.sync_directory(target.parent)
+        self._files.sync_directory(self._epochs)
+        self._head = None
+        logger.warning(
+            "epoch %d was lost with the power: %s. It is moved to %s, and what it had learned is learned again",
+            last,
+            reason,
+            target,
+        )
 
     def append(self, record: EpochRecord) -> str:
         """Makes the next epoch durable: the only commit point there is.

@@ -77,6 +77,12 @@ class Files:
     def exists(self, path: Path) -> bool:
         return path.exists()
 
+    def size(self, path: Path) -> int:
+        return path.stat().st_size
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
     def open(self, path: Path) -> BinaryIO:
         return path.open("rb", buffering=0)
 

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from streamtrain.errors import CorruptRecord
+from streamtrain.log.sealed import seal, unseal
 
 __all__ = ["ModelDescription"]
 
@@ -40,9 +41,7 @@ class ModelDescription:
 
     def to_json(self) -> bytes:
         """Raises TypeError where the job holds what JSON does not."""
-        return orjson.dumps(
-            {"format": _FORMAT, **asdict(self)}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-        )
+        return seal({"format": _FORMAT, **asdict(self)}, option=orjson.OPT_INDENT_2)
 
     @staticmethod
     def from_json(text: bytes, path: Path) -> ModelDescription:
@@ -52,11 +51,11 @@ class ModelDescription:
           CorruptRecord: it cannot be understood; the message names `path`.
         """
         try:
-            fields = orjson.loads(text)
+            fields = unseal(text)
             if (found := fields.pop("format")) != _FORMAT:
                 raise ValueError(f"its format is {found}, this version of streamtrain reads {_FORMAT}")
             return ModelDescription(**fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CorruptRecord(
-                f"{path}: cannot be read ({error}); restore it from a backup or an export's model.json"
+                f"{path}: cannot be read ({error}); restore it from a backup: without it the log cannot be opened"
             ) from error

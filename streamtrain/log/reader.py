@@ -124,10 +124,13 @@ class LogReader:
 
     # Reading
 
-    def read(self, epoch: int) -> EpochRecord:
+    def read(self, epoch: int, *, chained: bool = True) -> EpochRecord:
         """Reads an epoch's record and checks its digest, contents, and that it follows the one before it.
 
         The arrays are read-only views of the mapped file: what is not touched is not loaded.
+
+        Args:
+          chained: False leaves the one before it out: it is damaged itself, and has been told of.
 
         Raises:
           EpochMissing: not written yet, or collected.
@@ -135,7 +138,7 @@ class LogReader:
           LogError: it cannot be read.
         """
         record = self._read(epoch, "epoch")
-        if record.previous != (self._digest_before(epoch) or record.previous):
+        if chained and record.previous != (self._digest_before(epoch) or record.previous):
             raise self._corrupt("epoch", epoch, "it does not follow the epoch before it: the chain is broken")
         return record
 

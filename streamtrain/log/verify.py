@@ -19,7 +19,7 @@ from streamtrain.log.rollback import redone
 
 __all__ = ["Problem", "Report", "verify"]
 
-_ROOT = {"model.json", "epochs", "bases", "tmp", "LOCK"}
+_ROOT = {"model.json", "epochs", "bases", "tmp", "damaged", "LOCK"}
 _NAME = re.compile(r"\d{20}\.safetensors")
 _REPORT = "Report it: this is a fault in streamtrain"
 
@@ -145,7 +145,8 @@ class _Verification:
         sound: set[int] = set()
         before: EpochRecord | None = None
         for epoch in self._epochs:
-            record = self._read("epoch", epoch)
+            damaged_before = epoch - 1 in self._epochs and epoch - 1 not in sound
+            record = self._read("epoch", epoch, chained=not damaged_before)
             if record is not None:
                 sound.add(epoch)
                 if before is not None and before.epoch == epoch - 1:
@@ -182,10 +183,10 @@ class _Verification:
             )
             self._problem(self._log.base_path(base), what, self._log.remedy("base", base))
 
-    def _read(self, kind: Kind, epoch: int) -> EpochRecord | None:
+    def _read(self, kind: Kind, epoch: int, *, chained: bool = True) -> EpochRecord | None:
         path = self._log.epoch_path(epoch) if kind == "epoch" else self._log.base_path(epoch)
         try:
-            return self._log.read(epoch) if kind == "epoch" else self._log.read_base(epoch)
+            return self._log.read(epoch, chained=chained) if kind == "epoch" else self._log.read_base(epoch)
         except EpochMissing:
             return None  # collected since it was listed
         except CorruptRecord as error:

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
 from streamtrain.errors import DeltaGap, ExportError
+from streamtrain.log.sealed import seal, unseal
 from streamtrain.serving.model import FORMAT_VERSION
 
 __all__ = ["BASES", "DELTAS", "MANIFEST", "MODEL", "Entry", "Manifest", "Position"]
@@ -170,7 +169,7 @@ class Manifest:
             "bases": [_to_json(entry) for entry in self.bases],
             "deltas": [_to_json(entry) for entry in self.deltas],
         }
-        return orjson.dumps(document) + b"\n"
+        return seal(document)
 
     @staticmethod
     def read(path: Path) -> Manifest:
@@ -182,7 +181,7 @@ class Manifest:
         """
         data = path.read_bytes()
         try:
-            document = orjson.loads(data)
+            document = unseal(data)
             found = (document["format"], document["format_version"])
             if found != ("streamtrain-export", FORMAT_VERSION):
                 raise ExportError(f"its format is {found}, not ('streamtrain-export', {FORMAT_VERSION})")
@@ -193,7 +192,7 @@ class Manifest:
             )
             manifest.check()
             return manifest
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, ExportError) as error:
+        except (KeyError, TypeError, ValueError, ExportError) as error:
             raise ExportError(
                 f"{path} is not a manifest that can be used: {error!s}; "
                 "remove the directory's content, and the exporter writes it anew from the log"

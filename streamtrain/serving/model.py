@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from streamtrain.errors import ExportError
 from streamtrain.layout import Layout
+from streamtrain.log.sealed import seal, unseal
 from streamtrain.samples.schema import Schema
 from streamtrain.settings import Settings
 from streamtrain.sparse.settings import AnyInit, TableSettings
@@ -94,8 +95,8 @@ class ServedModel(Settings):
         """
         data = path.read_bytes()
         try:
-            return ServedModel.model_validate(orjson.loads(data))
-        except (orjson.JSONDecodeError, ValidationError) as error:
+            return ServedModel.model_validate(unseal(data))
+        except ValueError as error:
             raise ExportError(
                 f"{path} does not describe a model that this version of streamtrain serves: {error}; "
                 "export into an empty directory, or upgrade the follower"
@@ -106,9 +107,7 @@ class ServedModel(Settings):
 
         Keys stand in the job's order, never sorted: the order of slots is the order of columns.
         """
-        return orjson.dumps(
-            self.model_dump(mode="json"), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-        )
+        return seal(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
 
     @property
     def layout(self) -> Layout:

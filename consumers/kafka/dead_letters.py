@@ -112,18 +112,23 @@ class TopicSink:
 
     async def _send(self, producer: AIOKafkaProducer, letters: list[DeadLetter]) -> None:
         """Returns once the brokers have `letters`."""
-        async with asyncio.timeout(self._settings.timeout_s):
-            sent = [
-                await producer.send(
-                    self._settings.topic,
+        sent: list[asyncio.Future[Any]] = []
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                for letter in letters:
                     # Kafka's clients refuse a record with neither key nor value; a header tells such a null apart.
-                    letter.value if letter.value is not None or letter.key is not None else b"",
-                    key=letter.key,
-                    headers=headers_of(letter, self._model),
-                )
-                for letter in letters
-            ]
-            await asyncio.gather(*sent)
+                    value = b"" if letter.value is None and letter.key is None else letter.value
+                    headers = headers_of(letter, self._model)
+                    sent.append(
+                        await producer.send(self._settings.topic, value, key=letter.key, headers=headers)
+                    )
+                await asyncio.gather(*sent)
+        finally:
+            # Where one was refused, nobody asks what became of the others: all are sent again.
+            for answer in sent:
+                if answer.done() and not answer.cancelled():
+                    answer.exception()
+                answer.cancel()
 
     def _remedy(self, error: BaseException) -> str:
         topic, servers = self._settings.topic, self._connection.bootstrap_servers

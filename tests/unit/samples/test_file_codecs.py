@@ -156,7 +156,9 @@ def test_a_file_that_no_codec_reads_is_a_mistake_of_the_settings() -> None:
         file_codec_of(Path("day.csv"))
 
 
-def test_a_line_that_grows_between_two_reads_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_grows_between_two_reads_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A writer appends while the reader stands in the middle of a line: found by the demo, once in 100,000 lines."""
     path = write(tmp_path / "growing.jsonl", b'{"n": 0}\n{"n"')
     real = Path.open

@@ -29,8 +29,9 @@ from streamtrain.samples.decoder import Decoder
 from streamtrain.sources import Source
 from streamtrain.sparse.optimizers import slots_of
 from streamtrain.store.applier import StoreApplier
+from streamtrain.store.opening import open_store
 from streamtrain.store.prefetch import StorePrefetch
-from streamtrain.store.store import Store, StoreDescription, open_store
+from streamtrain.store.store import Store, StoreDescription
 from streamtrain.training.committer import Committer, writer_name
 from streamtrain.training.guard import BadSampleGuard
 from streamtrain.training.handoff import Handoff

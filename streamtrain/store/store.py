@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.store.settings import StoreSettings
-
 if TYPE_CHECKING:
     from streamtrain.log.record import EpochRecord, TableRows
 
-__all__ = ["FORMAT", "Store", "StoreDescription", "StoreInfo", "open_store"]
+__all__ = ["FORMAT", "Store", "StoreDescription", "StoreInfo"]
 
 FORMAT = 1
 """Of keys and values in the store; `docs/store.md`."""
@@ -146,17 +144,3 @@ class Store(Protocol):
     async def close(self) -> None:
         """Closes all connections. Safe to call twice; nothing else may be called afterwards."""
         ...
-
-
-def open_store(settings: StoreSettings) -> Store | None:
-    """The store that the settings name, not yet connected (`Store.open` does that); None for `memory://`.
-
-    Raises:
-      ConfigError: the password cannot be read.
-    """
-    if not settings.endpoint.addresses:
-        return None
-    # redis is imported by those who use it alone.
-    from streamtrain.store.redis_store import RedisStore
-
-    return RedisStore(settings)

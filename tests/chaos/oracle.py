@@ -23,8 +23,8 @@ from streamtrain.serving.manifest import MANIFEST, MODEL, Manifest
 from streamtrain.serving.model import ServedModel
 from streamtrain.sources import Span
 from streamtrain.sparse.optimizers import slots_of
+from streamtrain.store import StoreDescription, open_store
 from streamtrain.store.settings import StoreSettings
-from streamtrain.store.store import StoreDescription, open_store
 from streamtrain.training.learner import Learner
 from streamtrain.training.prequential import sigmoid
 from tests.chaos.stream import Truth

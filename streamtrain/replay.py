@@ -15,7 +15,7 @@ from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.format import content_digest
 from streamtrain.log.lineage import losses_of
 from streamtrain.log.record import EpochRecord
-from streamtrain.log.recovery import recover
+from streamtrain.log.recovery import restored
 from streamtrain.log.rollback import redone
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.decoder import DecodedChunk, Decoder
@@ -84,7 +84,7 @@ async def replay(
 def _restored(job: Job, log: EpochLog, epoch: int, sequential: bool) -> Learner:
     learner = Learner.warm(job)
     try:
-        learner.restore(recover(log, upto=epoch - 1), sequential=sequential)
+        restored(log, lambda records: learner.restore(records, sequential=sequential), upto=epoch - 1)
     except EpochMissing as error:
         raise EpochMissing(
             f"epoch {epoch} cannot be replayed: what it learned on top of was collected ({error})"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 
 from streamtrain import plugins
 from streamtrain.config import Job
@@ -22,7 +23,7 @@ from streamtrain.letterbox import Letterbox, sink_of
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.lineage import losses_of
 from streamtrain.log.record import EpochRecord
-from streamtrain.log.recovery import recover
+from streamtrain.log.recovery import restored
 from streamtrain.metrics import Metrics
 from streamtrain.pipeline import Feed
 from streamtrain.samples.decoder import Decoder
@@ -197,7 +198,9 @@ class Service:
         self, learner: Learner, log: EpochLog, source: Source, applier: StoreApplier | None
     ) -> EpochRecord:
         """Brings the model to the log's head and the source to its positions."""
+        restore = partial(learner.restore, sequential=source.sequential, rows=applier is None)
         head = log.head()
+        records: list[EpochRecord] = []
         if head is None:
             # Where reading starts is durable before the first sample: "latest" means the same after a crash.
             positions = await source.start(None)
@@ -207,17 +210,17 @@ class Service:
                 writer=writer_name(),
             )
             log.append(genesis)
-            records = iter([genesis])
-        else:
-            records = recover(log) if applier is None else iter([_newest(log, head)])
+            records = [genesis]
         if applier is not None:
             await applier.catch_up(0 if head is None else head)
-        last = await asyncio.to_thread(
-            learner.restore, self._unless_stopped(records), sequential=source.sequential, rows=applier is None
-        )
+            records = records or [_newest(log, head or 0)]
+        if records:
+            last = await asyncio.to_thread(restore, records)
+        else:
+            last = await asyncio.to_thread(restored, log, lambda found: restore(self._unless_stopped(found)))
         if head is not None:
             # A base has no notes: the identity of the source and what it lost stand in the epoch's own record.
-            notes = log.describe(head).notes
+            notes = log.describe(last.epoch).notes
             await source.start(last.positions, notes.get("source", ""))
             learner.source, learner.lost = source.identity, losses_of(notes)
             logger.info("recovered epoch %d: %d samples", last.epoch, last.samples_total)

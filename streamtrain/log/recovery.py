@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from streamtrain.errors import EpochMissing
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
 
-__all__ = ["Recovered", "recover", "recovered"]
+__all__ = ["Recovered", "recover", "recovered", "restored"]
+
+Model = TypeVar("Model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,36 @@ def recover(log: LogReader, upto: int | None = None) -> Iterator[EpochRecord]:
         return
     if head is None or last > head:
         raise EpochMissing(f"{log.path} has no epoch {last} yet: its newest is {head}")
-    base = max((base for base in log.bases() if base <= last), default=-1)
+    base = _newest_base(log, last)
     if base >= 0:
         yield log.read_base(base)
     for epoch in range(base + 1, last + 1):
         yield log.read(epoch)
+
+
+def restored(
+    log: LogReader, restore: Callable[[Iterator[EpochRecord]], Model], upto: int | None = None
+) -> Model:
+    """What `restore` makes of the records of `recover`.
+
+    A fold that a former daemon left behind may collect the very epochs that are being read. Then there is a newer base,
+    and `restore` is called again, to begin from nothing.
+
+    Raises: as `recover`, and what `restore` raises.
+    """
+    base = _newest_base(log, upto)
+    while True:
+        try:
+            return restore(recover(log, upto))
+        except EpochMissing:
+            newer = _newest_base(log, upto)
+            if newer == base:
+                raise
+            base = newer
+
+
+def _newest_base(log: LogReader, upto: int | None) -> int:
+    return max((base for base in log.bases() if upto is None or base <= upto), default=-1)
 
 
 def recovered(log: LogReader, upto: int | None = None) -> Recovered | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,8 @@ class Learner:
     def __init__(self, job: Job) -> None:
         layout = job.layout
         self.layout = layout
-        self.sparse = SparseNet(layout, job.tables, job.seed)
+        self._no_rows = partial(SparseNet, layout, job.tables, job.seed)
+        self.sparse = self._no_rows()
         self.dense = DenseNet(
             layout, job.model, job.optimizer, seed=job.seed, batch_size=job.training.batch_size
         )
@@ -78,7 +80,7 @@ class Learner:
         )
 
     def restore(self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool = True) -> EpochRecord:
-        """Becomes the model that the records describe.
+        """Becomes the model that the records describe, whatever it was before.
 
         Args:
           records: a base and the epochs after it, or all epochs, in order; at least one.
@@ -89,6 +91,7 @@ class Learner:
           The last record: what the log's head holds.
         """
         last: EpochRecord | None = None
+        self.sparse = self._no_rows()
         for last in records:
             if rows:
                 self.sparse.load(last.tables)

@@ -6,6 +6,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import clean_asides, typed_errors
 from streamtrain.log.fold import fold
 from streamtrain.log.record import EpochRecord
-from streamtrain.log.recovery import recover
+from streamtrain.log.recovery import restored
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.prefetch import StorePrefetch
@@ -160,12 +161,13 @@ class Daemon:
         if head is None:
             genesis = learner.genesis(source.start(None))
             log.append(genesis)
-            records = iter([genesis])
-        else:
-            records = iter([log.read(head)]) if applier is not None else recover(log)
         if applier is not None:
             drive(applier.catch_up(head or 0))
-        last = learner.restore(records, sequential=source.sequential, rows=applier is None)
+        restore = partial(learner.restore, sequential=source.sequential, rows=applier is None)
+        if head is None:
+            last = restore([genesis])
+        else:
+            last = restored(log, restore) if applier is None else restore([log.read(head)])
         self.head = last.epoch
         self._world.oracle.restored(last.epoch, learner.model, rows=applier is None)
         if head is not None:

@@ -139,6 +139,7 @@ class LedgerLearner:
     def restore(self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool) -> EpochRecord:
         """Becomes the model that the records describe."""
         last = None
+        self.model = Ledger()
         for last in records:
             self.model.load(last, rows=rows)
         assert last is not None, "a log has at least its genesis"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from streamtrain.log.files import Files
 from streamtrain.log.fold import fold
 from streamtrain.log.format import content_digest
 from streamtrain.log.reader import LogReader
-from streamtrain.log.recovery import recover, recovered
+from streamtrain.log.record import EpochRecord
+from streamtrain.log.recovery import recover, recovered, restored
 from tests.reference_log import (
     append_epochs,
     as_dict,
@@ -285,3 +287,29 @@ def test_content_is_the_same_whoever_writes_it_and_whenever() -> None:
         replace(record, tables={"user": table_rows([1, 2, 13], seed=4)})
     )
     assert content_digest(record) != content_digest(replace(record, positions={"clicks:0": 31}))
+
+
+def test_a_restore_begins_again_when_a_fold_collects_what_it_reads(log: EpochLog) -> None:
+    append_epochs(log, 5)
+    begun: list[list[int]] = []
+
+    def restore(records: Iterator[EpochRecord]) -> int:
+        """Meanwhile the fold of a former daemon goes on."""
+        begun.append([])
+        for record in records:
+            begun[-1].append(record.epoch)
+            if len(begun) == 1 and record.epoch == 2:
+                fold(log.path)
+                log.collect(1)
+        return begun[-1][-1]
+
+    assert restored(log, restore) == 5
+    assert begun == [[0, 1, 2], [5]]
+
+
+def test_a_restore_of_what_is_gone_says_so(log: EpochLog) -> None:
+    append_epochs(log, 5)
+    fold(log.path)
+    log.collect(1)
+    with pytest.raises(EpochMissing):
+        restored(log, lambda records: [record.epoch for record in records], upto=3)

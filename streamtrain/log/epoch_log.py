@@ -248,6 +248,14 @@ class EpochLog(LogReader):
             # The same bytes are this very record, of an attempt whose answer was lost.
             if container.read_digest(target, self._files) != digest:
                 raise self._fenced(int(target.stem), int(target.stem)) from None
+        except FileNotFoundError:
+            # Who takes the lock removes what dead writers left: a writer that was paused for so long looks dead.
+            if aside.path.exists() or not target.parent.exists():
+                raise
+            raise Fenced(
+                f"another daemon took the log {self.path} over and removed what this one was writing; epoch "
+                f"{int(target.stem)} of this one was not committed: stop it, the other one goes on"
+            ) from None
 
     def _settle(self, target: Path, epoch: int) -> None:
         """What follows the link. From here on a failure leaves open whether the epoch is durable: never LogFull."""

@@ -313,3 +313,18 @@ def test_a_restore_of_what_is_gone_says_so(log: EpochLog) -> None:
     log.collect(1)
     with pytest.raises(EpochMissing):
         restored(log, lambda records: [record.epoch for record in records], upto=3)
+
+
+def test_a_writer_whose_file_a_successor_removed_is_fenced(log: EpochLog) -> None:
+    """Paused between making its file and locking it, it looks dead to who takes the log over (chaos seed 11)."""
+
+    class Removed(Files):
+        def link(self, source: Path, target: Path) -> None:
+            source.unlink()
+            super().link(source, target)
+
+    append_epochs(log, 1)
+    paused = EpochLog.open(log.path, Removed())
+    with pytest.raises(Fenced, match=r"took the log .* over"):
+        paused.append(epoch_record(2, log.digest(1)))
+    assert EpochLog.open(log.path).head() == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from streamtrain.config import Job
+from streamtrain.config import Job, parse_job
 from streamtrain.errors import ConfigError
 
 __all__ = ["check_same_model"]
@@ -18,7 +18,7 @@ _FREE = {"rows_max"}
 
 def check_same_model(job: Job, recorded: Mapping[str, Any], log_path: str) -> None:
     """Raises ConfigError where the job differs from the one that made the log in something that decides its bits."""
-    now = job.describe()
+    now, recorded = job.describe(), _completed(recorded, log_path)
     differences = [
         f"  {path}: the log has {_show(before)}, the job says {_show(after)}"
         for section in _DECIDING
@@ -31,6 +31,15 @@ def check_same_model(job: Job, recorded: Mapping[str, Any], log_path: str) -> No
             + "\nA model cannot change these while it lives: set them back, or give the new model a log.path of its own. "
             f"Where nothing is lost (`streamtrain inspect {log_path}` says 0 samples), remove the directory instead"
         )
+
+
+def _completed(recorded: Mapping[str, Any], log_path: str) -> Mapping[str, Any]:
+    """The recorded job with the defaults of settings that are newer than the log: an upgrade is no other model."""
+    try:
+        return parse_job(dict(recorded), f"{log_path}/model.json").describe()
+    except ConfigError:
+        # A setting or plug-in of then is not there any more: compared as it was written.
+        return recorded
 
 
 def _differences(path: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:

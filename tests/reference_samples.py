@@ -62,6 +62,8 @@ def read_sample(schema: Schema, record: Mapping[str, Any], time_ms: int) -> Samp
         sample.event_time_ms = _one(sample, record[schema.event_time], schema.event_time, "int")
         if not 0 <= sample.event_time_ms < 253402300800000:
             sample.problems.add(("range", schema.event_time))
+        if 0 <= time_ms < sample.event_time_ms - 1000 * schema.event_time_ahead_max_s:
+            sample.problems.add(("range", schema.event_time))
     for name, slot in schema.slots.items():
         _slot(sample, schema, record, name, slot)
     return sample

@@ -56,7 +56,7 @@ class SampleBatch:
       dense: `[B, F]` float32, the dense slots side by side in the schema's order; F may be 0.
       labels: `[B, L]` float32 in [0, 1], in the schema's order.
       weights: `[B]` float32, >= 0.
-      event_time_ms: `[B]` int64, milliseconds since 1970.
+      event_time_ms: `[B]` int64, milliseconds since 1970; TIME_UNKNOWN where neither sample nor record has a time.
       record_time_ms: `[B]` int64, when the record reached the source (Kafka's timestamp; the event time for files).
     """
 

@@ -15,6 +15,7 @@ from streamtrain.samples.fields import fields_of
 from streamtrain.samples.hashing import hash_crosses, hash_ints
 from streamtrain.samples.problems import BadRow, Problems
 from streamtrain.samples.schema import BucketSlot, CrossSlot, DenseSlot, Schema, SequenceSlot, SparseSlot
+from streamtrain.sources import TIME_UNKNOWN
 
 __all__ = ["EVENT_TIME_MS_MAX", "SampleColumns"]
 
@@ -173,19 +174,31 @@ class _Reading:
         return weights
 
     def _event_time(self, field: str | None) -> NDArray[np.int64]:
-        unknown = np.maximum(self.times_ms, 0)
+        """`[n]` int64, the record's own time where the field is missing, TIME_UNKNOWN where there is neither."""
+        event_time_ms = np.where(self.times_ms < 0, TIME_UNKNOWN, self.times_ms)
         if field is None:
-            return unknown
+            return event_time_ms
         column = self._column(field)
-        event_time_ms = unknown.copy()
         event_time_ms[column.present] = column.values
-        outside = np.flatnonzero((event_time_ms < 0) | (event_time_ms > EVENT_TIME_MS_MAX))
+        outside = column.present & ((event_time_ms < 0) | (event_time_ms > EVENT_TIME_MS_MAX))
         self.problems.flag(
-            outside,
+            np.flatnonzero(outside),
             "range",
             field,
             lambda row: (
                 f"the event time is {event_time_ms[row]}; it must be milliseconds since 1970, before the year 10000"
+            ),
+        )
+        # Compared with the record's time, not with a clock: a replay must refuse the same records.
+        ahead_max_s = self.columns.schema.event_time_ahead_max_s
+        ahead = ~outside & (self.times_ms >= 0) & (event_time_ms - self.times_ms > ahead_max_s * 1000)
+        self.problems.flag(
+            np.flatnonzero(ahead),
+            "range",
+            field,
+            lambda row: (
+                f"the event time is {(event_time_ms[row] - self.times_ms[row]) / 1000:g} s after the record's own time; "
+                f"schema.event_time_ahead_max_s allows {ahead_max_s}. The producer's clock or unit is wrong"
             ),
         )
         return event_time_ms

@@ -229,6 +229,18 @@ def test_a_job_may_change_what_decides_nothing(tmp_path: Path) -> None:
     check_same_model(job(tmp=tmp_path), changed("dim = 8", "dim = 8\nrows_max = 10"), "model")
 
 
+def test_a_setting_that_is_newer_than_the_log_is_what_its_default_says(tmp_path: Path) -> None:
+    """An upgrade that brings a setting must not refuse every model that was made before it."""
+    recorded = job(tmp=tmp_path).describe()
+    del recorded["schema"]["event_time_ahead_max_s"]
+    check_same_model(job(tmp=tmp_path), recorded, "model")
+    narrower = job(
+        MINIMAL.replace("[schema.slots]", "event_time_ahead_max_s = 5\n[schema.slots]"), tmp=tmp_path
+    )
+    with pytest.raises(ConfigError, match=r"event_time_ahead_max_s: the log has 3600, the job says 5"):
+        check_same_model(narrower, recorded, "model")
+
+
 def test_the_slot_order_is_part_of_the_model_because_it_decides_bits(tmp_path: Path) -> None:
     two = job(MINIMAL.replace("user_id = {}", "user_id = {}\nitem_id = {}"), tmp=tmp_path)
     with pytest.raises(ConfigError, match="order"):

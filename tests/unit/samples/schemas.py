@@ -14,6 +14,7 @@ EVERYTHING = Schema.model_validate(
     {
         "labels": ["click", "like"],
         "event_time": "time",
+        "event_time_ahead_max_s": 2_000_000_000,
         "weight": "w",
         "slots": {
             "user": {},

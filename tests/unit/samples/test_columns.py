@@ -15,6 +15,7 @@ from streamtrain.samples.columns import SampleColumns
 from streamtrain.samples.fields import fields_of
 from streamtrain.samples.problems import BadRow
 from streamtrain.samples.schema import Schema
+from streamtrain.sources import TIME_UNKNOWN
 from tests.reference_samples import feature_id
 
 
@@ -93,15 +94,32 @@ def test_an_event_time_may_be_a_timestamp(unit: str) -> None:
     schema = Schema.model_validate({"labels": ["y"], "event_time": "at", "slots": {"user": {}}})
     moment = dt.datetime(2022, 5, 8, 12, 0, 0)
     rows = table(at=pa.array([moment, None], pa.timestamp(unit, "UTC")), user=[1, 2])
-    batch, _, _ = SampleColumns(schema).extract(rows, np.array([5, 6]))
+    batch, _, _ = SampleColumns(schema).extract(rows, np.array([1_652_011_200_005, 6]))
     assert batch.event_time_ms.tolist() == [1_652_011_200_000, 6]
-    assert batch.record_time_ms.tolist() == [5, 6]
+    assert batch.record_time_ms.tolist() == [1_652_011_200_005, 6]
 
 
 def test_an_unknown_record_time_is_the_event_time() -> None:
     schema = Schema.model_validate({"labels": ["y"], "event_time": "at", "slots": {"user": {}}})
     batch, _, _ = SampleColumns(schema).extract(table(at=[70, None], user=[1, 2]), np.array([-1, -1]))
-    assert batch.event_time_ms.tolist() == [70, 0] and batch.record_time_ms.tolist() == [70, 0]
+    assert batch.event_time_ms.tolist() == [70, TIME_UNKNOWN] == batch.record_time_ms.tolist()
+
+
+def test_a_record_without_a_time_has_none_where_the_schema_names_none() -> None:
+    """The year 1970 would be an event time like any other: the lineage and the watermark would tell of it."""
+    batch, _, _ = columns(user={}).extract(table(user=[1]), np.array([TIME_UNKNOWN]))
+    assert batch.event_time_ms.tolist() == [TIME_UNKNOWN] == batch.record_time_ms.tolist()
+
+
+def test_an_event_time_far_after_its_record_is_refused() -> None:
+    schema = Schema.model_validate(
+        {"labels": ["y"], "event_time": "at", "event_time_ahead_max_s": 60, "slots": {"user": {}}}
+    )
+    rows = table(at=[61_000, 61_001, 999_000_000_000, None], user=[1, 2, 3, 4])
+    batch, kept, bad = SampleColumns(schema).extract(rows, np.array([1000, 1000, -1, 7]))
+    assert kept.tolist() == [0, 2, 3] and batch.event_time_ms.tolist() == [61_000, 999_000_000_000, 7]
+    assert [(b.row, b.reason, b.field) for b in bad] == [(1, "range", "at")]
+    assert "60.001 s after the record's own time" in bad[0].detail
 
 
 def test_a_column_that_is_not_there_or_all_null_is_empty() -> None:

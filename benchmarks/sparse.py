@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from streamtrain.layout import Layout
 from streamtrain.samples.batch import Ragged, SampleBatch
 from streamtrain.samples.schema import Schema, SparseSlot
+from streamtrain.sparse.dynamic import DynamicTable
 from streamtrain.sparse.net import SparseNet
 from streamtrain.sparse.settings import AnyOptimizer, TableSettings
 
@@ -62,11 +63,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     settings = TableSettings(dim=options.dim, optimizer=optimizer, rows_max=2 * options.rows)
     net = SparseNet(layout, {"t": settings}, seed=1)
     net.warm_up()
+    table = net.tables["t"]
+    assert isinstance(table, DynamicTable)
 
     def fill() -> None:
         for first in range(0, options.rows, FILL_ROWS):
             ordinals = np.arange(first, min(first + FILL_ROWS, options.rows))
-            net.tables["t"].find_or_insert(feature_ids(ordinals))
+            table.rows.find_or_insert(feature_ids(ordinals))
 
     fill_s, _ = timed(fill)
     random = np.random.default_rng(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,38 +12,14 @@ from streamtrain.layout import Layout
 from streamtrain.log.record import TableRows
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.sparse.activations import ActivationBuffers, SparseActivations
+from streamtrain.sparse.bank import Bank, make_table
+from streamtrain.sparse.kind import TableKind
 from streamtrain.sparse.memory import as_input
 from streamtrain.sparse.reader import SparseReader, check_padding
-from streamtrain.sparse.rehearsal import ROWS, rehearse_table, sample_batch
+from streamtrain.sparse.rehearsal import ROWS, sample_batch
 from streamtrain.sparse.settings import TableSettings
-from streamtrain.sparse.stacking import Stack, TableSlots
-from streamtrain.sparse.table import EmbeddingTable
-from streamtrain.sparse.unite import United, Uniter
 
 __all__ = ["SparseNet"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """What `backward` needs to know of `forward`: by table its stacked slots, distinct ids and rows."""
-
-    step: int
-    shapes: dict[str, tuple[int, ...]]
-    tables: tuple[tuple[Stack, United, NDArray[np.int32]], ...]
-
-
-class _Half:
-    """One table with the slots that it serves, and scratch memory."""
-
-    def __init__(self, slots: TableSlots, table: EmbeddingTable) -> None:
-        self.slots, self.table, self.uniter = slots, table, Uniter()
-        self._scratch = np.empty((0, table.dim), np.float32)
-
-    def scratch(self, count: int) -> NDArray[np.float32]:
-        """`[count, D]` uninitialised, valid until the next call: first for vectors, then for their gradients."""
-        if count > len(self._scratch):
-            self._scratch = np.empty((1 << (count - 1).bit_length(), self.table.dim), np.float32)
-        return self._scratch[:count]
 
 
 class SparseNet:
@@ -68,17 +43,16 @@ class SparseNet:
           ConfigError: the system has no address space for a table's `rows_max`.
         """
         self._layout, self._settings, self._seed = layout, dict(tables), seed
-        self._halves = {
-            name: _Half(TableSlots(layout, name), _table(name, tables[name], seed)) for name in tables
-        }
+        self._banks = {name: Bank(layout, make_table(name, tables[name], seed)) for name in tables}
         self._reader = SparseReader(layout, self.tables)
         self._buffers = ActivationBuffers(layout)
-        self._flight: _Flight | None = None
+        # The step in flight, and the shapes that its gradients must have.
+        self._flight: tuple[int, dict[str, tuple[int, ...]]] | None = None
 
     @property
-    def tables(self) -> dict[str, EmbeddingTable]:
+    def tables(self) -> dict[str, TableKind]:
         """The tables by name."""
-        return {name: half.table for name, half in self._halves.items()}
+        return {name: bank.table for name, bank in self._banks.items()}
 
     def forward(self, batch: SampleBatch, step: int, padded: int) -> SparseActivations:
         """Looks up the rows of a minibatch, inserting those that are not there, and pools them.
@@ -99,17 +73,14 @@ class SparseNet:
         check_padding(batch, padded)
         out = self._buffers.take(padded)
         out.pooled[batch.size :] = 0
-        flights = []
-        for half in self._halves.values():
-            stack = half.slots.stack(batch)
-            united = half.uniter.unite(stack.values)
-            rows = half.table.find_or_insert(united.ids)
-            vectors = half.scratch(len(rows))
-            half.table.gather(rows, vectors)
-            half.slots.pool(vectors, united.inverse, stack, out)
-            flights.append((stack, united, rows))
+        try:
+            for bank in self._banks.values():
+                bank.forward(batch, step, out)
+        except BaseException:
+            self._discard()
+            raise
         shapes = {"pooled": out.pooled.shape} | {name: pair[0].shape for name, pair in out.sequences.items()}
-        self._flight = _Flight(step, shapes, tuple(flights))
+        self._flight = step, shapes
         return out
 
     def backward(
@@ -137,28 +108,31 @@ class SparseNet:
         shapes = {
             name: gradient.shape for name, gradient in [("pooled", grad_pooled), *grad_sequences.items()]
         }
-        if flight is None or (flight.step, flight.shapes) != (step, shapes):
+        if flight != (step, shapes):
+            self._discard()
             raise RuntimeError(
                 f"backward of step {step} with gradients {shapes} does not follow its forward, which was "
-                + ("not called" if flight is None else f"step {flight.step} with {flight.shapes}")
+                + ("not called" if flight is None else f"step {flight[0]} with {flight[1]}")
             )
         gradients = as_input(grad_pooled, np.float32)
         finite = True
-        for half, (stack, united, rows) in zip(self._halves.values(), flight.tables, strict=True):
-            sums = half.scratch(len(rows))
-            sums.fill(0)
-            half.slots.accumulate(gradients, grad_sequences, united.inverse, stack, sums)
-            finite &= half.table.learn(rows, sums, united.occurrences, step)
-        for half, (_, _, rows) in zip(self._halves.values(), flight.tables, strict=True):
+        for bank in self._banks.values():
+            finite &= bank.backward(gradients, grad_sequences, step)
+        for table in self.tables.values():
             if finite:
-                half.table.keep_learned(rows)
+                table.keep()
             else:
-                half.table.undo_learned(rows)
+                table.undo()
         return finite
 
     def discard(self) -> None:
         """Forgets the last `forward` without learning from it. Rows that it inserted stay, at their initial state."""
         self._flight = None
+        self._discard()
+
+    def _discard(self) -> None:
+        for bank in self._banks.values():
+            bank.discard()
 
     def score(self, batch: SampleBatch, padded: int) -> SparseActivations:
         """The activations of `batch` in memory of their own, inserting nothing; see `SparseReader.score`."""
@@ -167,7 +141,7 @@ class SparseNet:
     def cut(self) -> dict[str, TableRows]:
         """By table, what changed since the last cut, as copies; see `EmbeddingTable.cut`."""
         self._between_steps()
-        return {name: half.table.cut() for name, half in self._halves.items()}
+        return {name: table.cut() for name, table in self.tables.items()}
 
     def load(self, tables: Mapping[str, TableRows], *, dirty: bool = False) -> None:
         """Inserts or overwrites rows and removes tombstones; see `EmbeddingTable.load`.
@@ -177,46 +151,46 @@ class SparseNet:
           TableFull: a table has no room.
         """
         self._between_steps()
-        if unknown := sorted(set(tables) - set(self._halves)):
+        if unknown := sorted(set(tables) - set(self._banks)):
             raise ConfigError(
                 f"tables.{unknown[0]}: the record has rows of this table, the settings do not name it"
             )
         for name, values in tables.items():
-            self._halves[name].table.load(values, dirty=dirty)
+            self._banks[name].table.load(values, dirty=dirty)
 
     def insert_missing(self, table: str, values: TableRows) -> int:
         """Inserts the rows whose ids are not there, as pulled from the store; see `EmbeddingTable.insert_missing`."""
         self._between_steps()
-        return self._halves[table].table.insert_missing(values)
+        return self._banks[table].table.insert_missing(values)
 
     def remove(self, table: str, ids: NDArray[np.uint64]) -> int:
         """Removes rows; the next cut reports them as tombstones; see `EmbeddingTable.remove`."""
         self._between_steps()
-        return self._halves[table].table.remove(ids)
+        return self._banks[table].table.remove(ids)
 
     def contains(self, table: str, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which ids (`[N]` bool) have a row."""
-        return self._halves[table].table.contains(ids)
+        return self._banks[table].table.contains(ids)
 
     def rows(self, table: str) -> int:
         """How many rows a table holds."""
-        return len(self._halves[table].table)
+        return len(self._banks[table].table)
 
     def memory_bytes(self, table: str) -> int:
         """Bytes of memory that a table's rows, index and marks take."""
-        return self._halves[table].table.memory_bytes
+        return self._banks[table].table.memory_bytes
 
     def export(self, table: str) -> TableRows:
         """A copy of all rows of a table."""
-        return self._halves[table].table.export()
+        return self._banks[table].table.export()
 
     def warm_up(self) -> None:
         """Compiles every kernel that a step, a cut or a load can need (or fetches it from the disk cache).
 
         It works on a small net of the same layout and settings; this one does not change.
         """
-        for half in self._halves.values():
-            rehearse_table(half.table)
+        for table in self.tables.values():
+            table.rehearse()
         small = {
             name: settings.model_copy(update={"rows_max": ROWS}) for name, settings in self._settings.items()
         }
@@ -232,16 +206,5 @@ class SparseNet:
     def _between_steps(self) -> None:
         if self._flight is not None:
             raise RuntimeError(
-                f"step {self._flight.step} is between forward and backward; call backward or discard"
+                f"step {self._flight[0]} is between forward and backward; call backward or discard"
             )
-
-
-def _table(name: str, settings: TableSettings, seed: int) -> EmbeddingTable:
-    return EmbeddingTable(
-        name,
-        settings.dim,
-        init=settings.init,
-        seed=seed,
-        rows_max=settings.rows_max,
-        optimizer=settings.optimizer,
-    )

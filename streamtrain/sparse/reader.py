@@ -9,9 +9,9 @@ import numpy as np
 from streamtrain.layout import Layout
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.sparse.activations import SparseActivations, allocate
-from streamtrain.sparse.rehearsal import rehearse_table, sample_batch
+from streamtrain.sparse.kind import Lookup
+from streamtrain.sparse.rehearsal import sample_batch
 from streamtrain.sparse.stacking import TableSlots
-from streamtrain.sparse.table import EmbeddingTable
 
 __all__ = ["SparseReader", "check_padding"]
 
@@ -22,7 +22,7 @@ class SparseReader:
     Any number of threads may score at once while none changes the tables.
     """
 
-    def __init__(self, layout: Layout, tables: Mapping[str, EmbeddingTable]) -> None:
+    def __init__(self, layout: Layout, tables: Mapping[str, Lookup]) -> None:
         """Args: layout: the slots; tables: by name, those that the layout uses."""
         self._layout = layout
         self._tables = [(TableSlots(layout, name), table) for name, table in tables.items()]
@@ -44,7 +44,7 @@ class SparseReader:
     def warm_up(self) -> None:
         """Compiles every kernel that scoring or changing the tables can need; the tables do not change."""
         for _, table in self._tables:
-            rehearse_table(table)
+            table.rehearse()
         self.score(sample_batch(self._layout), 2)
 
 

@@ -1,4 +1,4 @@
-"""Compiles every kernel before it matters: by a small rehearsal with real tables."""
+"""What rehearsals are made of, which compile every kernel before it matters."""
 
 from __future__ import annotations
 
@@ -6,22 +6,10 @@ import numpy as np
 
 from streamtrain.layout import Layout
 from streamtrain.samples.batch import Ragged, SampleBatch
-from streamtrain.sparse.table import EmbeddingTable
 
-__all__ = ["ROWS", "rehearse_table", "sample_batch"]
+__all__ = ["ROWS", "sample_batch"]
 
 ROWS = 2048  # More than an index holds at first, so that it grows once.
-
-
-def rehearse_table(table: EmbeddingTable) -> None:
-    """Does to an empty twin of `table` whatever can be done to a table."""
-    twin = table.empty_twin(ROWS)
-    ids = np.arange(ROWS, dtype=np.uint64)
-    twin.find_or_insert(ids)
-    twin.load(twin.export(), dirty=True)
-    twin.remove(ids[:1])
-    twin.insert_missing(twin.cut())
-    twin.lookup(ids)
 
 
 def sample_batch(layout: Layout) -> SampleBatch:

@@ -13,6 +13,7 @@ from streamtrain.sparse.index import IdSet, Index
 from streamtrain.sparse.init import Initializer
 from streamtrain.sparse.memory import as_input
 from streamtrain.sparse.optimizers import restore, row_optimizer
+from streamtrain.sparse.rehearsal import ROWS
 from streamtrain.sparse.settings import AnyInit, AnyOptimizer
 
 __all__ = ["EmbeddingTable"]
@@ -72,6 +73,16 @@ class EmbeddingTable:
         return EmbeddingTable(
             self.name, self.dim, init=self._init, seed=self._seed, rows_max=rows_max, optimizer=self._learning
         )
+
+    def rehearse(self) -> None:
+        """Compiles every kernel, by doing to an empty twin whatever can be done to a table."""
+        twin = self.empty_twin(ROWS)
+        ids = np.arange(ROWS, dtype=np.uint64)
+        twin.find_or_insert(ids)
+        twin.load(twin.export(), dirty=True)
+        twin.remove(ids[:1])
+        twin.insert_missing(twin.cut())
+        twin.lookup(ids)
 
     @property
     def memory_bytes(self) -> int:

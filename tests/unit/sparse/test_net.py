@@ -47,7 +47,7 @@ def test_other_growth_histories_cut_identical_records(kind: str) -> None:
     plain, grown = SparseNet(LAYOUT, tables, 5), SparseNet(LAYOUT, tables, 5)
     strangers = np.arange(1_000_000, 1_020_000, dtype=np.uint64)
     for table in ("user", "item"):
-        grown.tables[table].find_or_insert(strangers)
+        grown.tables[table].rows.find_or_insert(strangers)
         grown.remove(table, strangers[::2])
     grown.cut()
     for first in (0, 4, 8):

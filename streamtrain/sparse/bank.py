@@ -1,0 +1,71 @@
+"""A bank: one table, whatever its kind, with the slots that it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.layout import Layout
+from streamtrain.samples.batch import SampleBatch
+from streamtrain.sparse.activations import SparseActivations
+from streamtrain.sparse.dynamic import DynamicTable
+from streamtrain.sparse.kind import TableKind
+from streamtrain.sparse.settings import TableSettings
+from streamtrain.sparse.stacking import Stack, TableSlots
+from streamtrain.sparse.unite import United, Uniter
+
+__all__ = ["Bank", "make_table"]
+
+
+def make_table(name: str, settings: TableSettings, seed: int) -> TableKind:
+    """The table that `settings` describe, without rows. Raises ConfigError where there is no address space for it."""
+    return DynamicTable(name, settings, seed)
+
+
+class Bank:
+    """Takes the ids of a minibatch to the arrays that the model sees, and gradients back to the table.
+
+    Ids are deduplicated before the table sees them, and gradients are summed per distinct id: the table's kind
+    knows no slots and no samples.
+    """
+
+    def __init__(self, layout: Layout, table: TableKind) -> None:
+        """Args: layout: the slots, of which it takes its own; table: what holds their rows."""
+        self.table = table
+        self._slots, self._uniter = TableSlots(layout, table.name), Uniter()
+        self._scratch = np.empty((0, table.dim), np.float32)
+        self._flight: tuple[Stack, United] | None = None
+
+    def forward(self, batch: SampleBatch, step: int, out: SparseActivations) -> None:
+        """Begins a step of the table and writes its slots' part of `out`. Raises TableFull; then no step is begun."""
+        stack = self._slots.stack(batch)
+        united = self._uniter.unite(stack.values)
+        vectors = self._take_scratch(len(united.ids))
+        self.table.begin(united, step, vectors)
+        self._slots.pool(vectors, united.inverse, stack, out)
+        self._flight = stack, united
+
+    def backward(
+        self, grad_pooled: NDArray[np.float32], grad_sequences: Mapping[str, NDArray[np.float32]], step: int
+    ) -> bool:
+        """Sums the gradients and lets the table learn; see `TableKind.learn`."""
+        assert self._flight is not None, "forward comes first"
+        (stack, united), self._flight = self._flight, None
+        sums = self._take_scratch(len(united.ids))
+        sums.fill(0)
+        self._slots.accumulate(grad_pooled, grad_sequences, united.inverse, stack, sums)
+        return self.table.learn(sums, step)
+
+    def discard(self) -> None:
+        """Takes `forward` back, where it came to its end."""
+        if self._flight is not None:
+            self._flight = None
+            self.table.discard()
+
+    def _take_scratch(self, count: int) -> NDArray[np.float32]:
+        """`[count, D]` uninitialised, valid until the next call: first for vectors, then for their gradients."""
+        if count > len(self._scratch):
+            self._scratch = np.empty((1 << (count - 1).bit_length(), self.table.dim), np.float32)
+        return self._scratch[:count]

@@ -4,6 +4,7 @@
     epochs/<epoch>.safetensors    one record each, 20 digits
     bases/<epoch>.safetensors     the fold of everything up to an epoch
     tmp/                          files being written
+    readers/                      who follows the log, and how far they are
     LOCK                          flocked by the daemon that writes
 
 An epoch counts once its name is in a synced `epochs/`. Readers sync the directory themselves before they report a new
@@ -22,6 +23,7 @@ from streamtrain.log import container, format
 from streamtrain.log.container import Container
 from streamtrain.log.files import Files, typed_errors
 from streamtrain.log.model import ModelDescription
+from streamtrain.log.readers import Readers, Registration
 from streamtrain.log.record import EpochRecord
 
 __all__ = ["LogReader"]
@@ -35,10 +37,12 @@ class LogReader:
     Attributes:
       path: the directory.
       model: what the model is.
+      readers: who follows it.
     """
 
     def __init__(self, path: Path, model: ModelDescription, files: Files) -> None:
         self.path, self.model, self._files = path, model, files
+        self.readers = Readers(path, files)
         self._epochs, self._bases, self._tmp = path / "epochs", path / "bases", path / "tmp"
         self._guard = threading.Lock()
         self._head: int | None = None
@@ -63,6 +67,24 @@ class LogReader:
                 ) from error
             raise
         return cls(path, ModelDescription.from_json(text, path / "model.json"), files)
+
+    def register(self, name: str, epoch: int | None = None, *, kind: str = "reader") -> Registration:
+        """Registers a follower of this log, so that epochs after the one that it has are not collected. See `Readers`.
+
+        One that has nothing yet registers without an epoch, then chooses a base, opens it, and says so:
+
+            with log.register("standby a/17", kind="standby") as registration:
+                for record in recover(log):
+                    ...
+                    registration.advance(record.epoch)
+
+        One that has an epoch registers with it, then reads on; `EpochMissing` means that it came too late.
+
+        Raises:
+          RegistrationRefused: this user may not write to `readers/`; reading without it stays possible.
+          ValueError: the name is empty or too long.
+        """
+        return self.readers.register(name, epoch, kind=kind)
 
     def epoch_path(self, epoch: int) -> Path:
         return self._epochs / f"{epoch:020d}.safetensors"
@@ -219,9 +241,14 @@ class LogReader:
     def _missing(self, epoch: int, kind: format.Kind) -> EpochMissing:
         epochs, bases = self.epochs(), self.bases()
         kept = f"epochs {epochs[0]} to {epochs[-1]}" if epochs else "no epochs"
-        return EpochMissing(
+        found = (
             f"{self.path} has no {kind} {epoch}; it has {kept}, bases: {', '.join(map(str, bases)) or 'none'}"
         )
+        if kind == "epoch" and epochs and epoch < epochs[-1] and not any(base >= epoch for base in bases):
+            # Collecting removes no epoch that no base stands for.
+            back = f", or move all newer epochs away to go back to epoch {epoch - 1}" if epoch else ""
+            found += f". It was removed: restore it from a backup{back}"
+        return EpochMissing(found)
 
     def _corrupt(self, kind: format.Kind, epoch: int, what: str) -> CorruptRecord:
         return CorruptRecord(f"{self._path(kind, epoch)}: {what}. {self.remedy(kind, epoch)}")

@@ -86,6 +86,19 @@ def test_a_missing_epoch_says_what_there_is(log: EpochLog) -> None:
         log.read_base(1)
 
 
+def test_an_epoch_removed_from_the_middle_is_told_from_one_that_is_not_there_yet(log: EpochLog) -> None:
+    append_epochs(log, 3)
+    log.epoch_path(2).unlink()
+    message = (
+        r"has no epoch 2; .*It was removed: restore it from a backup, or move all newer .* back to epoch 1$"
+    )
+    with pytest.raises(EpochMissing, match=message):
+        log.read(2)
+    fold(log.path, 1)
+    with pytest.raises(EpochMissing, match="back to epoch 1$"):
+        log.read(2)
+
+
 def test_appending_the_same_record_again_is_success(log: EpochLog) -> None:
     digest = append_epochs(log, 1)
     assert log.append(epoch_record(1, log.digest(0))) == digest

@@ -40,6 +40,9 @@ class HttpSettings(Settings):
     """Address to bind. Loopback unless told otherwise."""
     port: int = Field(default=9464, ge=0, le=65_535)
     """Port to bind; 0 picks a free one and logs it."""
+    trainer_silent_max_s: float = Field(default=120.0, gt=0, le=86_400)
+    """`/livez` fails where the trainer thread has ended neither a step nor a look for samples for so long. Compiling at a
+    start and waiting for a log without room do not count."""
 
 
 class LoggingSettings(Settings):

@@ -33,8 +33,11 @@ async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> Asy
         )
 
     async def live(_: web.Request) -> web.Response:
-        # Answering at all is the proof: the loop that answers is the one that feeds the trainer.
-        return web.json_response({"live": True, "phase": health.phase})
+        silent_s = health.silent_s
+        # Answering at all is proof of the loop, which feeds the trainer; the trainer's own thread is told of.
+        is_live = silent_s <= settings.trainer_silent_max_s
+        answer = {"live": is_live, "phase": health.phase, "trainer_silent_s": round(silent_s, 3)}
+        return web.json_response(answer, status=200 if is_live else 503)
 
     async def ready(_: web.Request) -> web.Response:
         return web.json_response(

@@ -133,8 +133,8 @@ class Schema(Settings):
     """Field with the event time in milliseconds since 1970 (an integer). Default: the record's own time."""
     event_time_ahead_max_s: int = Field(default=3600, ge=0, le=10**10)
     """A sample whose `event_time` is further ahead of its record's own time is bad: one time from the far future would
-    hold the watermark there for good. Kafka has the same bound for record times (`message.timestamp.after.max.ms`). Rows of files have
-    no time of their own and are not judged."""
+    hold the watermark there for good. Kafka has such a bound for record times, `message.timestamp.after.max.ms`. Rows of
+    files have no time of their own and are not judged."""
     weight: str | None = None
     """Field with the sample's weight, a number >= 0. Default, also where it is missing: 1."""
     slots: dict[Name, AnySlot] = Field(min_length=1, max_length=4096)

@@ -14,6 +14,7 @@ from streamtrain.training.committer import Committer
 from streamtrain.training.guard import QuarantineGuard, describe
 from streamtrain.training.handoff import End, Handoff
 from streamtrain.training.learner import Learner
+from streamtrain.training.pulse import Pulse
 from streamtrain.training.settings import TrainingSettings
 
 __all__ = ["Trainer"]
@@ -39,6 +40,9 @@ class Trainer:
       settings: minibatches.
       epoch_interval_s: least time between two cuts.
       metrics: counts.
+
+    Attributes:
+      pulse: beats after each step and each look for samples; rests while the log takes its time.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Trainer:
         self._guard = QuarantineGuard(settings.quarantine_max)
         self._interval_s = epoch_interval_s
         self._stop = threading.Event()
+        self.pulse = Pulse()
         self._cut_at = time.monotonic()
 
     def stop(self) -> None:
@@ -68,6 +73,12 @@ class Trainer:
           TooManyQuarantined: what was learned since the last cut is given up; a restart learns it again.
           Whatever stopped the feed or the log: Fenced, TooManyBadSamples, ...
         """
+        try:
+            self._run()
+        finally:
+            self.pulse.end()
+
+    def _run(self) -> None:
         self._cut_at = time.monotonic()
         ended = False
         while not ended and not self._stop.is_set():
@@ -77,8 +88,9 @@ class Trainer:
         if not self._stop.is_set() and (last := self._minibatcher.flush()) is not None:
             self._learn(last)
         if self._learner.epochs.pending:
-            self._committer.submit(self._cut())
-        self._committer.drain()
+            self._submit()
+        with self.pulse.resting():
+            self._committer.drain()
 
     def _wait_s(self) -> float:
         """How long nothing is due."""
@@ -93,6 +105,7 @@ class Trainer:
 
     def _take(self, timeout_s: float) -> bool:
         """Takes what is there; True at the end."""
+        self.pulse.beat()
         begin = time.perf_counter()
         item = self._handoff.get(timeout_s)
         self._metrics.wait_seconds.inc(time.perf_counter() - begin)
@@ -110,7 +123,7 @@ class Trainer:
         while (minibatch := self._minibatcher.flush()) is not None:
             self._learn(minibatch)
         if self._learner.epochs.pending:
-            self._committer.submit(self._cut())
+            self._submit()
         self._learner.skip(loss)
         for gap in loss.gaps:
             self._metrics.lost_offsets.labels(gap.partition).inc(gap.lost)
@@ -125,6 +138,7 @@ class Trainer:
             self._cut_if_due()
 
     def _learn(self, minibatch: Minibatch) -> None:
+        self.pulse.beat()
         begin = time.perf_counter()
         learned = self._learner.learn(minibatch)
         size = minibatch.batch.size
@@ -156,7 +170,13 @@ class Trainer:
             if not late and not self._committer.full:
                 return
             logger.warning("training pauses: the epoch before this one cannot be written yet")
-        self._committer.submit(self._cut())
+        self._submit()
+
+    def _submit(self) -> None:
+        """Cuts and hands over. Waiting for the epoch before is a pause, which the committer tells of."""
+        record = self._cut()
+        with self.pulse.resting():
+            self._committer.submit(record)
 
     def _cut(self) -> EpochRecord:
         record = self._learner.cut()

@@ -1,0 +1,35 @@
+"""The probes, asked over a socket."""
+
+from __future__ import annotations
+
+import aiohttp
+
+from streamtrain.config import HttpSettings
+from streamtrain.health import Health
+from streamtrain.http import serve
+from streamtrain.metrics import Metrics
+from streamtrain.training.pulse import Pulse
+
+
+async def test_livez_fails_while_the_trainer_hangs_and_readyz_until_it_is_ready() -> None:
+    now_s = 0.0
+    pulse, health = Pulse(lambda: now_s), Health()
+    health.watch(pulse)
+    async with (
+        serve(HttpSettings(port=0, trainer_silent_max_s=60), Metrics(), health) as port,
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client,
+    ):
+
+        async def get(path: str) -> tuple[int, object]:
+            async with client.get(path) as answer:
+                return answer.status, await answer.json()
+
+        assert await get("/livez") == (200, {"live": True, "phase": "starting", "trainer_silent_s": 0.0})
+        assert await get("/readyz") == (503, {"ready": False, "phase": "starting"})
+        health.set_ready()
+        pulse.beat()
+        now_s = 60.5
+        assert await get("/livez") == (503, {"live": False, "phase": "learning", "trainer_silent_s": 60.5})
+        assert await get("/readyz") == (200, {"ready": True, "phase": "learning"})
+        pulse.beat()
+        assert (await get("/livez"))[0] == 200

@@ -23,7 +23,7 @@ from streamtrain.letterbox import Letterbox, sink_of
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.lineage import losses_of
 from streamtrain.log.record import EpochRecord
-from streamtrain.log.recovery import ahead, restored
+from streamtrain.log.recovery import restored
 from streamtrain.metrics import Metrics
 from streamtrain.pipeline import Feed
 from streamtrain.samples.decoder import Decoder
@@ -144,15 +144,11 @@ class Service:
         source.use_columns(decoder.columns.arrow_schema.names)
         letterbox = await self._open_letterbox(stack)
 
+        self._health.say("compiling")
+        learner = await asyncio.to_thread(Learner.warm, job)
+        await asyncio.to_thread(decoder.warm_up)
         self._health.say("recovering")
-        learner = await asyncio.to_thread(Learner, job)
-        # Compiling touches no state of the model, so it has the one core while rows are loaded on the other.
-        record, *_ = await asyncio.gather(
-            self._recover(learner, log, source, applier),
-            asyncio.to_thread(learner.warm_up),
-            asyncio.to_thread(decoder.warm_up),
-        )
-        head = Head(record)
+        head = Head(await self._recover(learner, log, source, applier))
         prefetch = None
         if store is not None and applier is not None and head.epoch > 0:
             rows_max = {name: table.rows_max for name, table in job.tables.items()}
@@ -222,7 +218,7 @@ class Service:
         if records:
             last = await asyncio.to_thread(restore, records)
         else:
-            last = await asyncio.to_thread(restored, log, lambda found: restore(self._unless_stopped(ahead(found))))
+            last = await asyncio.to_thread(restored, log, lambda found: restore(self._unless_stopped(found)))
         if head is not None:
             # A base has no notes: the identity of the source and what it lost stand in the epoch's own record.
             notes = log.describe(last.epoch).notes

@@ -19,23 +19,15 @@ from streamtrain.log.files import Aside, Files, clean_asides
 from streamtrain.serving.manifest import BASES, DELTAS, MANIFEST, MODEL, Entry, Manifest
 from streamtrain.serving.model import ServedModel
 
-__all__ = ["ExportDirectory", "ExportFiles"]
+__all__ = ["ExportDirectory"]
 
 _LOG = logging.getLogger(__name__)
-
-
-class ExportFiles(Files):
-    """The log's file layer, with the one call more that a manifest needs."""
-
-    def replace(self, source: Path, target: Path) -> None:
-        """Gives a file its name, atomically, in place of whatever had it."""
-        os.replace(source, target)  # noqa: PTH105 - the call itself, as all of this layer
 
 
 class _Replacing(Aside):
     """A file aside that may take the name of another one."""
 
-    def __init__(self, files: ExportFiles, directory: Path, name: str) -> None:
+    def __init__(self, files: Files, directory: Path, name: str) -> None:
         super().__init__(files, directory, name)
         self._replacing = files
         self.size_bytes = 0
@@ -67,7 +59,7 @@ class ExportDirectory:
       ExportError: another process exports into it, or it cannot be written.
     """
 
-    def __init__(self, path: Path, files: ExportFiles) -> None:
+    def __init__(self, path: Path, files: Files) -> None:
         self.path = path
         self._files = files
         self._aside = path / "tmp"

@@ -19,11 +19,12 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from exporters.delta_directory import ExportDirectory, ExportFiles
+from exporters.delta_directory import ExportDirectory
 from exporters.delta_fold import FoldStopped, fold_base, sorted_rows
 from streamtrain.errors import DeltaGap, ExportError
 from streamtrain.exports import ExporterSettings, Position
 from streamtrain.log.container import Stream
+from streamtrain.log.files import Files
 from streamtrain.log.model import ModelDescription
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.serving.files import PARAMS_PREFIX, Lineage, export_document
@@ -68,7 +69,7 @@ class DeltaExporter:
         self,
         settings: DeltaSettings,
         model: ModelDescription,
-        files: ExportFiles | None = None,
+        files: Files | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
@@ -80,7 +81,7 @@ class DeltaExporter:
         self._fold_unwanted = threading.Event()
         self._fold_after = 0
         self._damage: str | None = None
-        self._directory = ExportDirectory(Path(settings.path), files or ExportFiles())
+        self._directory = ExportDirectory(Path(settings.path), files or Files())
         self._folder = ThreadPoolExecutor(1, f"fold {settings.path}")
         try:
             self._directory.describe(self._model)

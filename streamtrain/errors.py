@@ -16,7 +16,8 @@ StreamtrainError
 │   ├── Fenced                stop writing now: another writer owns the log
 │   ├── LogFull               pause training, retry when there is room
 │   ├── CorruptRecord         refuse the file, name it, say the remedy
-│   └── EpochMissing          the epoch was collected or never written
+│   ├── EpochMissing          the epoch was collected or never written
+│   └── RegistrationRefused   read without being registered, or get leave to write in readers/
 ├── StoreError
 │   ├── StoreUnavailable      back off, pause; a missing answer is never a default row
 │   ├── StoreBehind           repair it from the log; until then, nothing may be read from it
@@ -119,6 +120,10 @@ class CorruptRecord(LogError):
 
 class EpochMissing(LogError):
     """The epoch asked for is not in the log: collected, or not written yet."""
+
+
+class RegistrationRefused(LogError):
+    """A reader cannot be registered, most often for want of write permission. Read without, or mend that."""
 
 
 class StoreError(StreamtrainError):

@@ -20,11 +20,14 @@ from streamtrain.log.container import Stream
 from streamtrain.log.files import Aside, Files, clean_asides, typed_errors
 from streamtrain.log.model import ModelDescription
 from streamtrain.log.reader import LogReader
+from streamtrain.log.readers import READERS, Holding
 from streamtrain.log.record import EpochRecord
 
 __all__ = ["EpochLog"]
 
 logger = logging.getLogger(__name__)
+
+_HOLDING = Holding()
 
 
 class EpochLog(LogReader):
@@ -53,7 +56,7 @@ class EpochLog(LogReader):
         path, files = Path(path).absolute(), files or Files()
         model = ModelDescription.new(name, job)
         with typed_errors("create the epoch log", path):
-            for directory in (path, path / "epochs", path / "bases", path / "tmp"):
+            for directory in (path, path / "epochs", path / "bases", path / "tmp", path / READERS):
                 files.make_directory(directory)
             with Aside(files, path / "tmp", "model.json") as aside:
                 aside.write(model.to_json())
@@ -194,14 +197,15 @@ class EpochLog(LogReader):
                 aside.link(target)
             self._files.sync_directory(self._bases)
 
-    def collect(self, keep_epochs: int, protect: Iterable[int] = ()) -> int:
-        """Removes what recovery no longer needs: old epochs, and all bases but the newest two.
+    def collect(self, keep_epochs: int, protect: Iterable[int] = (), holding: Holding = _HOLDING) -> int:
+        """Removes what neither recovery nor a registered reader needs: old epochs, and all bases but the newest two.
 
         Oldest first, so that a crash in between leaves no gap. Without a base nothing is removed.
 
         Args:
           keep_epochs: >= 1; epochs up to this many before the newest base go.
           protect: epochs that views stand at: those after the oldest of them stay, however old.
+          holding: how long, and how far back, registered readers hold what follows theirs.
 
         Returns:
           How many files were removed.
@@ -214,8 +218,13 @@ class EpochLog(LogReader):
             bases = self._numbers(self._bases)
             if not bases:
                 return 0
-            bound = min([bases[-1] - keep_epochs, *protect])
-            old = [self.epoch_path(epoch) for epoch in self._numbers(self._epochs) if epoch <= bound]
+            epochs = self._numbers(self._epochs)
+            # Asked last: who registers after this chooses among bases no older than the newest here, which stays.
+            held = self.readers.held(bases[-1], holding)
+            if None in held:
+                return 0
+            bound = min([bases[-1] - keep_epochs, *protect, *(epoch for epoch in held if epoch is not None)])
+            old = [self.epoch_path(epoch) for epoch in epochs if epoch <= bound]
             old += [self.base_path(base) for base in bases[:-2]]
             for path in old:
                 with suppress(FileNotFoundError):

@@ -83,6 +83,10 @@ class Files:
     def rename(self, source: Path, target: Path) -> None:
         source.rename(target)
 
+    def replace(self, source: Path, target: Path) -> None:
+        """Gives a file its name, atomically, in place of whatever had it."""
+        os.replace(source, target)  # noqa: PTH105 - the call itself, as all of this layer
+
     def open(self, path: Path) -> BinaryIO:
         return path.open("rb", buffering=0)
 
@@ -138,14 +142,19 @@ class Aside:
         self._files.link(self.path, target)
 
 
-def clean_asides(files: Files, directory: Path) -> int:
+def clean_asides(files: Files, directory: Path, suffix: str = "") -> int:
     """Removes what dead processes left in `tmp/`; a file whose writer lives is flocked and stays.
+
+    Args:
+      suffix: looks only at names that end so, in a directory that holds other files too.
 
     Returns:
       How many files were removed.
     """
     removed = 0
     for name in files.names(directory):
+        if not name.endswith(suffix):
+            continue
         with suppress(OSError), files.open(directory / name) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             files.unlink(directory / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from streamtrain.log.readers import Holding
 from streamtrain.settings import Settings
 
 __all__ = ["LogSettings"]
@@ -21,3 +22,14 @@ class LogSettings(Settings):
     keep_epochs: int = Field(default=600, ge=1, le=100_000_000)
     """How many epochs up to the newest base stay for views that lag, for replay and for lineage; older ones are removed
     after each fold. Twice `base_every_epochs` or more leaves a way back when the newest base is damaged."""
+    reader_lease_s: float = Field(default=600.0, ge=15.0, le=604_800.0)
+    """Older epochs stay while a registered reader (a standby, an exporter, the store, whoever follows the log) still
+    needs them. One that has been silent for longer than this holds nothing any more."""
+    hold_epochs_max: int = Field(default=86_400, ge=1, le=100_000_000)
+    """How far behind the newest base a registered reader may fall. Beyond, a warning names it, the epochs go, and it
+    goes on from the base: one that never catches up must not fill the disk."""
+
+    @property
+    def holding(self) -> Holding:
+        """What registered readers may hold."""
+        return Holding(self.reader_lease_s, self.hold_epochs_max)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from exporters.delta_directory import ExportFiles
+from streamtrain.log.files import Files
 from tests.simulation.scheduler import Process, Scheduler
 
 __all__ = ["Disk", "SimulatedFiles"]
@@ -108,7 +108,7 @@ class Disk:
         return inode.data[:at] + (bytearray(len(inode.data) - at) if kind == 2 else b"")
 
 
-class SimulatedFiles(ExportFiles):
+class SimulatedFiles(Files):
     """The file layer of one process. Every call is a point where others run, this process dies, or the disk fails."""
 
     def __init__(self, disk: Disk, process: Process) -> None:

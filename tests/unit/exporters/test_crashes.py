@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from exporters.delta_directory import ExportFiles
 from exporters.deltas import DeltaExporter, DeltaSettings
 from streamtrain.exports import ExportRunner
+from streamtrain.log.files import Files
 from streamtrain.serving import Follower
 from streamtrain.serving.files import read_export
 from streamtrain.serving.manifest import Manifest
@@ -28,7 +28,7 @@ class Crash(Exception):
     """The process is gone: nothing that it would do afterwards happens."""
 
 
-class DyingFiles(ExportFiles):
+class DyingFiles(Files):
     """The first `calls_max` calls that change the disk happen, no later one does.
 
     Attributes:
@@ -42,14 +42,14 @@ class DyingFiles(ExportFiles):
         self.calls += 1
         if self.calls > self._calls_max:
             raise Crash
-        return getattr(ExportFiles, name)(self, *arguments)
+        return getattr(Files, name)(self, *arguments)
 
 
 for _name in CALLS:
     setattr(DyingFiles, _name, lambda self, *arguments, _name=_name: self._call(_name, *arguments))
 
 
-def export_all(history: History, path: Path, files: ExportFiles | None) -> None:
+def export_all(history: History, path: Path, files: Files | None) -> None:
     """Exports everything, waiting for each base."""
     settings = DeltaSettings(path=str(path), base_every_epochs=2, keep_bases=1)
     exporter = None

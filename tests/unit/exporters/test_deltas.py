@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from exporters.delta_directory import ExportFiles
 from exporters.deltas import DeltaExporter, DeltaSettings
 from streamtrain import plugins
 from streamtrain.errors import DeltaGap, ExportError
 from streamtrain.exports import ExportRunner
+from streamtrain.log.files import Files
 from streamtrain.log.fold import fold
 from streamtrain.log.model import ModelDescription
 from streamtrain.serving.files import read_export
@@ -246,7 +246,7 @@ def test_a_closed_exporter_exports_nothing(history, tmp_path):
         exporter.rebase(history.log.read(0))
 
 
-class FullDisk(ExportFiles):
+class FullDisk(Files):
     """A disk without room while `full`."""
 
     full = False

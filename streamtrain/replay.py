@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from streamtrain.samples.decoder import DecodedChunk, Decoder
 from streamtrain.samples.minibatch import Minibatch
 from streamtrain.sources import Gap, Source, Span
 from streamtrain.training.learner import Learner
+from streamtrain.training.runtime import differences
 
 __all__ = ["Replay", "replay"]
 
@@ -34,6 +35,7 @@ class Replay:
       epoch, steps, samples: what was redone.
       equal: whether every bit of the record came out the same.
       differences: the names of tensors and fields that did not.
+      runtime: what is not as it was when the epoch was learned, of the libraries and the processor, in words.
     """
 
     epoch: int
@@ -41,6 +43,7 @@ class Replay:
     samples: int
     equal: bool
     differences: list[str]
+    runtime: list[str] = field(default_factory=list)
 
 
 async def replay(
@@ -78,7 +81,8 @@ async def replay(
         await source.close()
     steps = await asyncio.to_thread(_redo, learner, records, expected, progress)
     again = learner.cut()
-    return Replay(epoch, steps, again.samples, *_compare(expected, again))
+    equal, parts = _compare(expected, again)
+    return Replay(epoch, steps, again.samples, equal, parts, differences(expected.notes))
 
 
 def _restored(job: Job, log: EpochLog, epoch: int, sequential: bool) -> Learner:

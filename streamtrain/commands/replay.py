@@ -48,4 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     else:
         sys.stdout.write(f"epoch {result.epoch} came out different in: {', '.join(result.differences)}\n")
+        if result.runtime:
+            sys.stdout.write(
+                f"it was learned with others than these: {'; '.join(result.runtime)}. They may round otherwise: replay it "
+                "where it was learned, or with what it was learned with, before you look for damage\n"
+            )
     return 0 if result.equal else 1

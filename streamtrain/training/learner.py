@@ -18,6 +18,7 @@ from streamtrain.sources import DataLoss
 from streamtrain.sparse.net import SparseNet
 from streamtrain.training.epochs import EpochBuilder
 from streamtrain.training.prequential import Prequential
+from streamtrain.training.runtime import NOTE, runtime_note
 
 __all__ = ["Learner"]
 
@@ -179,6 +180,7 @@ class Learner:
             "batch_size": str(self._training.batch_size),
             "window_samples": str(self._training.window_samples),
             "source": self.source,
+            NOTE: runtime_note(),
             **losses_note(self.lost),
         }
 

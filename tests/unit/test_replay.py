@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from streamtrain.log.epoch_log import EpochLog
 from streamtrain.replay import _compare, replay
 from streamtrain.service import Service
 from streamtrain.sources import Chunk
+from streamtrain.training import learner, runtime
 from streamtrain.training.learner import Learner
 from tests.fakes import ScriptedSource, chunk, job
 
@@ -53,6 +56,32 @@ async def test_a_record_that_is_gone_from_the_source_is_told(
     monkeypatch.setattr(ScriptedSource, "read_span", compacted)
     with pytest.raises(OffsetOutOfRange, match="retention or compaction"):
         await replay(job(tmp_path), log, 1)
+
+
+async def test_bits_that_differ_are_told_with_what_is_not_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = dict(runtime.runtime()) | {"numba": "0.1", "vectors": "neon"}
+    with monkeypatch.context() as past:
+        past.setattr(learner, "runtime_note", lambda: json.dumps(then))
+        log = await learned(tmp_path, chunk(0, 20))
+    assert json.loads(log.read(0).notes["runtime"]) == json.loads(log.read(1).notes["runtime"]) == then
+    found = await replay(job(tmp_path), log, 1)
+    assert found.equal and [text.split()[0] for text in found.runtime] == ["numba", "vectors"]
+
+    async def others(_: ScriptedSource, partition: str, first: int, next: int) -> list[Chunk]:
+        return [
+            dataclasses.replace(c, records=list(reversed(c.records))) for c in [chunk(first, next - first)]
+        ]
+
+    monkeypatch.setattr(ScriptedSource, "read_span", others)
+    found = await replay(job(tmp_path), log, 1)
+    assert not found.equal and f"numba was 0.1, is {numba.__version__}" in found.runtime
+
+
+def test_a_record_that_does_not_tell_what_it_was_learned_with_differs_in_nothing() -> None:
+    assert runtime.differences({}) == []
+    assert runtime.differences({"runtime": runtime.runtime_note()}) == []
 
 
 async def test_the_genesis_has_nothing_to_redo(tmp_path: Path) -> None:

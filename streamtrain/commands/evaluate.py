@@ -28,11 +28,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from streamtrain.commands.progress import counting
     from streamtrain.config import load_job
+    from streamtrain.dense.compiled import keep_compiled
     from streamtrain.evaluation import evaluate
     from streamtrain.logs import configure_logging
 
     job = load_job(arguments.config)
     configure_logging(job.logging, job.name)
+    keep_compiled(job.training.compiled_cache)
     with counting("samples") as progress:
         evaluation = asyncio.run(evaluate(job, progress))
     if arguments.json:

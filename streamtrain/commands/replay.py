@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from streamtrain.commands.progress import counting
     from streamtrain.config import load_job, parse_job
+    from streamtrain.dense.compiled import keep_compiled
     from streamtrain.identity import check_same_model
     from streamtrain.log.epoch_log import EpochLog
     from streamtrain.replay import replay
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_same_model(job, log.model.job, arguments.dir)
     else:
         job = parse_job(dict(log.model.job), f"{arguments.dir}/model.json")
+    keep_compiled(job.training.compiled_cache)
     with counting("steps") as progress:
         result = asyncio.run(replay(job, log, arguments.epoch, progress))
     if arguments.json:

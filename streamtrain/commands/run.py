@@ -33,11 +33,14 @@ def run(arguments: argparse.Namespace) -> int:
     import uvloop
 
     from streamtrain.config import load_job
+    from streamtrain.dense.compiled import keep_compiled
     from streamtrain.logs import configure_logging
     from streamtrain.service import Service
 
     job = load_job(arguments.config)
     configure_logging(job.logging, job.name)
+
+    keep_compiled(job.training.compiled_cache)
 
     async def main() -> None:
         service = Service(job, until_end=arguments.until_end)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from streamtrain.errors import EpochMissing
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
 
-__all__ = ["Recovered", "recover", "recovered", "restored"]
+__all__ = ["Recovered", "ahead", "recover", "recovered", "restored"]
 
 Model = TypeVar("Model")
 
@@ -55,6 +56,20 @@ def recover(log: LogReader, upto: int | None = None) -> Iterator[EpochRecord]:
         yield log.read_base(base)
     for epoch in range(base + 1, last + 1):
         yield log.read(epoch)
+
+
+def ahead(records: Iterable[EpochRecord]) -> Iterator[EpochRecord]:
+    """The same records, each read and checked, in a thread of its own, while the one before it is worked on.
+
+    Raises: what `records` raises, in its place. Let go early, it waits for the record that is being read.
+    """
+    source = iter(records)
+    with ThreadPoolExecutor(1, "recovery") as reader:
+        coming = reader.submit(next, source, None)
+        while (record := coming.result()) is not None:
+            coming = reader.submit(next, source, None)
+            yield record
+            record = None  # Its mapped memory is let go before the next is waited for.
 
 
 def restored(

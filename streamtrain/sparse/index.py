@@ -83,9 +83,20 @@ class Index:
                     f"{self.name} holds rows_max = {self.rows_max} rows and a new id came; raise rows_max "
                     "(memory is taken only for rows that exist), or let fewer ids in by admission or expiry"
                 )
-            larger = np.zeros(2 * len(self._slots), np.uint64)
-            probing.rehash(self._slots, larger)
-            self._slots = larger
+            self._grow(2 * len(self._slots))
+
+    def make_room(self, count: int) -> None:
+        """Grows at once to what `count` ids take, where they are more than it has room for: no id is moved twice."""
+        size = len(self._slots)
+        while size * 7 // 10 < min(count, self.rows_max):
+            size *= 2
+        if size > len(self._slots):
+            self._grow(size)
+
+    def _grow(self, size: int) -> None:
+        larger = np.zeros(size, np.uint64)
+        probing.rehash(self._slots, larger)
+        self._slots = larger
 
     def erase(self, ids: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Removes ids; returns the row that each had (`[N]` int32), or -1 where it was not there."""

@@ -216,6 +216,8 @@ class EmbeddingTable:
           ConfigError: the rows have another dim or other optimizer slots than this table.
         """
         self._check(values)
+        # Ids of a record are distinct, so all of them will be in the table: this is never too much.
+        self._index.make_room(len(values.ids))
         rows, fresh, _ = self._claim(values.ids, values)
         self._arena.scatter(rows, values, ~fresh)
         if dirty:

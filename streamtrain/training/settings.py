@@ -37,5 +37,8 @@ class TrainingSettings(Settings):
     quarantine_max: int = Field(default=10, ge=0, le=1_000_000)
     """A minibatch that would leave NaN or an infinity in the model is not learned from: it is quarantined. The daemon
     stops when more than this many minibatches in a row are; 0 stops at the first."""
+    compiled_cache: str = Field(default="auto", min_length=1)
+    """Where compiled programs of the dense half are kept, so that a restart does not compile them again: a directory that
+    only this user may write to. `auto` is `streamtrain/` in the user's cache directory, `off` keeps nothing."""
     bad_samples: BadSampleSettings = BadSampleSettings()
     """What happens to records that are not samples."""

@@ -52,6 +52,12 @@ class Metrics:
         )
         self.epoch_rows = self._histogram("epoch_rows", "Changed rows in an epoch.", 1, 24)
         self.log_full = self._gauge("log_full", "1 while the log has no room and training is paused.")
+        self.log_readers = self._gauge("log_readers", "Readers registered in the log, whose leases last.")
+        self.log_reader_epoch = self._gauge(
+            "log_reader_epoch",
+            "Epoch that a registered reader has, of the 16 furthest behind; -1: it has yet to choose a base.",
+            "reader",
+        )
         self.watermark = self._gauge("watermark_timestamp_seconds", "Largest event time in a durable epoch.")
         self.lag_records = self._gauge(
             "lag_records", "Records behind the newest known, by partition.", "partition"

@@ -11,7 +11,8 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from streamtrain.errors import (
@@ -23,6 +24,7 @@ from streamtrain.errors import (
     StoreUnavailable,
 )
 from streamtrain.exports import ExportRunner
+from streamtrain.holds import Holds
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.settings import LogSettings
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
 _FOLD_PAUSE_FIRST_S, _FOLD_PAUSE_MAX_S = 5.0, 300.0
 _WATCH_S = 1.0
+_SHOW_READERS_EVERY = 10  # watches
 # Folding shares the machine with training and gives way to it.
 _FOLD_NICENESS = 10
 
@@ -103,6 +106,15 @@ class Views:
         self._views = [_View("source", self._mirror), *(_View(n, self._exporting(n)) for n in runners)]
         if applier is not None:
             self._views.append(_View("store", self._apply))
+        self._holds = Holds(log.readers, dict(self._standing()), settings.reader_lease_s, metrics)
+        self._fold_warnings: set[str] = set()
+
+    def _standing(self) -> Iterator[tuple[str, Callable[[], int | None]]]:
+        """By the name under which it is registered in the log: where a view stands, by its own durable state."""
+        for name, runner in self._runners.items():
+            yield f"exporter {name}", lambda runner=runner: _epoch_of(runner)  # type: ignore[misc]
+        if (applier := self._applier) is not None:
+            yield "store", lambda: applier.status.applied_epoch
 
     def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Starts every view in `group`. They run until cancelled."""
@@ -111,6 +123,7 @@ class Views:
             *tasks,
             group.create_task(self._fold_forever(), name="fold"),
             group.create_task(self._watch(), name="watch"),
+            group.create_task(self._hold_forever(), name="hold"),
         ]
 
     async def finish(self, timeout_s: float) -> None:
@@ -188,6 +201,15 @@ class Views:
                 self._metrics.lag_records.labels(partition).set(lag)
             await asyncio.sleep(_WATCH_S)
 
+    async def _hold_forever(self) -> None:
+        """Renews the leases of the views, which hold epochs back also while a view fails, and shows who else does."""
+        while True:
+            with suppress(OSError):
+                for _ in range(_SHOW_READERS_EVERY):
+                    await asyncio.to_thread(self._holds.renew)
+                    await asyncio.sleep(_WATCH_S)
+                await asyncio.to_thread(self._holds.show)
+
     async def _fold_forever(self) -> None:
         """Folds a base when enough epochs have gathered, then removes epochs that nobody needs any more."""
         pause_s = _FOLD_PAUSE_FIRST_S
@@ -206,9 +228,11 @@ class Views:
                 pause_s = _FOLD_PAUSE_FIRST_S
 
     async def _fold(self) -> None:
-        # A view that lags so far that its epochs are collected goes on from the base: nothing holds the log for it.
+        await asyncio.to_thread(self._holds.renew)  # what is collected afterwards depends on it
+        holding = self._settings.holding
         command = [sys.executable, "-m", "streamtrain.log.fold", str(self._settings.path)]
         options = ["--keep", str(self._settings.keep_epochs), "--nice", str(_FOLD_NICENESS)]
+        options += ["--reader-lease", str(holding.lease_s), "--hold-max", str(holding.epochs_max)]
         # Not the loop's own subprocesses: uvloop forks through Python, and a process with JAX's threads must not.
         # A group of its own: Ctrl-C is the daemon's to handle.
         process = subprocess.Popen(  # noqa: ASYNC220
@@ -224,3 +248,16 @@ class Views:
             raise LogError(
                 f"it ended with {process.returncode}: {stderr.decode(errors='replace')[-2000:].strip()}"
             )
+        self._tell_warnings(stderr.decode(errors="replace"))
+
+    def _tell_warnings(self, output: str) -> None:
+        """Warnings of the fold (a reader too far behind, a file that is no registration), each once while it lasts."""
+        lines = {line.removeprefix("WARNING ") for line in output.splitlines() if line.startswith("WARNING ")}
+        for line in sorted(lines - self._fold_warnings):
+            logger.warning("%s", line)
+        self._fold_warnings = lines
+
+
+def _epoch_of(runner: ExportRunner) -> int | None:
+    position = runner.status.position
+    return None if position is None else position.epoch

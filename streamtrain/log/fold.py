@@ -26,11 +26,14 @@ from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Files
 from streamtrain.log.merge import gather, merge
 from streamtrain.log.reader import LogReader
+from streamtrain.log.readers import Holding
 from streamtrain.log.record import EpochRecord, SpanTable, TableRows
 
 __all__ = ["SOURCES_MAX", "Folded", "fold", "fold_records", "refold_digest"]
 
 logger = logging.getLogger(__name__)
+
+_HOLDING = Holding()
 
 # Each source keeps a file descriptor while it is folded; a process commonly has 1,024.
 SOURCES_MAX = 512
@@ -166,13 +169,28 @@ def main(arguments: Sequence[str] | None = None, out: Callable[[str], object] = 
         default=[],
         help="keep what follows it; may repeat",
     )
+    parser.add_argument(
+        "--reader-lease",
+        type=float,
+        metavar="S",
+        default=_HOLDING.lease_s,
+        help="a registered reader silent for longer holds nothing (default %(default)s)",
+    )
+    parser.add_argument(
+        "--hold-max",
+        type=int,
+        metavar="N",
+        default=_HOLDING.epochs_max,
+        help="nor does one further than this behind the base (default %(default)s epochs)",
+    )
     parser.add_argument("--nice", type=int, default=0, metavar="N", help="give way to other processes")
     options = parser.parse_args(arguments)
     os.nice(options.nice)
     try:
         base = fold(options.dir)
         log = EpochLog.open(options.dir)
-        removed = 0 if options.keep is None else log.collect(options.keep, options.protect)
+        holding = Holding(options.reader_lease, options.hold_max)
+        removed = 0 if options.keep is None else log.collect(options.keep, options.protect, holding)
     except StreamtrainError as error:
         logger.error("%s", error)
         return 1

@@ -11,6 +11,7 @@ An export directory has the same, for the followers of its deltas (docs/serving.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -138,6 +139,8 @@ class Readers:
         )
         try:
             with typed_errors("register a reader in", self.path):
+                if not self._files.exists(self.path.parent):
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 self._files.make_directory(self.path)
                 others = [other for other in self._names() if other != path.name]
                 if len(others) >= _READERS_MAX:

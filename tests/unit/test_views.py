@@ -23,10 +23,13 @@ from streamtrain.errors import (
     StoreUnavailable,
     StreamtrainError,
 )
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.readers import Readers
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.settings import LogSettings
 from streamtrain.metrics import Metrics
 from streamtrain.views import Head, Views
+from tests.reference_log import append_epochs
 
 
 def record(epoch: int) -> EpochRecord:
@@ -48,6 +51,10 @@ class Failing:
 
 
 class Applier(Failing):
+    @property
+    def status(self) -> SimpleNamespace:
+        return SimpleNamespace(applied_epoch=self.epochs[-1] if self.epochs else None)
+
     async def catch_up(self, epoch: int) -> int:
         return self.work(epoch)
 
@@ -79,7 +86,7 @@ class Following:
     def __init__(self, applier: Applier, source: Source, runner: Runner, log: Any, **settings: Any) -> None:
         self.metrics, self.head, self.runner = Metrics(), Head(record(0)), runner
         chosen = LogSettings(path="nowhere", **settings)
-        self.views = Views(chosen, log, self.head, source, applier, {"deltas": runner}, self.metrics)  # type: ignore[arg-type]
+        self.views = Views(chosen, log, self.head, source, applier, {"deltas": runner}, self.metrics)  # type: ignore[arg-type,dict-item]
         self.group = asyncio.TaskGroup()
 
     def move(self, epoch: int) -> None:
@@ -99,11 +106,13 @@ async def following(
     log: Any = None,
     **settings: Any,
 ) -> AsyncIterator[Following]:
+    log = log or SimpleNamespace(bases=list)
+    log.readers = Readers(Path("nowhere"))
     made = Following(
         applier or Applier(),
         source or Source(),
         runner or Runner(),
-        log or SimpleNamespace(bases=list),
+        log,
         **settings,
     )
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
@@ -232,3 +241,27 @@ async def test_bases_that_cannot_be_listed_for_a_while_do_not_stop_the_daemon() 
     log = Bases(LogError("cannot read"), LogError("cannot read"), [100])
     async with following(log=log):
         assert await asyncio.to_thread(log.exhausted.wait, 30)
+
+
+async def test_views_are_registered_before_a_fold_collects_and_its_warnings_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = EpochLog.create(tmp_path / "log", "m", {})
+    (log.path / "readers" / "garbage.json").write_bytes(b"")
+    append_epochs(log, 4)
+    log.register("slow", 0, kind="follower")
+    views = Views(
+        LogSettings(path=str(log.path), keep_epochs=1, hold_epochs_max=2),
+        log,
+        Head(record(4)),
+        Source(),  # type: ignore[arg-type]
+        SimpleNamespace(status=SimpleNamespace(applied_epoch=2)),  # type: ignore[arg-type]
+        {},
+        Metrics(),
+    )
+    await views._fold()
+    assert log.epochs() == [3, 4], "the store holds back what follows epoch 2, the slow one nothing"
+    assert caplog.text.count("reader slow (follower") == 1
+    assert caplog.text.count("is no registration") == 1
+    await views._fold()
+    assert caplog.text.count("reader slow (follower") == 1

@@ -233,6 +233,12 @@ def test_a_renewal_that_fails_is_told_once_and_tried_again(
     assert readers.found()[0].epoch == 6
 
 
+def test_nothing_is_made_where_there_is_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(RegistrationRefused, match="No such file or directory"):
+        Readers(tmp_path / "gone").register("a", 1)
+    assert not (tmp_path / "gone").exists()
+
+
 def test_there_are_at_most_256_readers(readers: Readers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamtrain.log.readers._READERS_MAX", 3)
     for number in range(3):

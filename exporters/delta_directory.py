@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +14,7 @@ import numpy as np
 from streamtrain.errors import ExportError
 from streamtrain.log.container import Stream, write
 from streamtrain.log.files import Aside, Files, clean_asides
+from streamtrain.log.lock_file import LockFile, LockHeld
 from streamtrain.serving.manifest import BASES, DELTAS, MANIFEST, MODEL, Entry, Manifest
 from streamtrain.serving.model import ServedModel
 
@@ -54,33 +53,35 @@ class ExportDirectory:
     Args:
       path: made where it is not there.
       files: the calls that reach the disk.
+      takeover: see `streamtrain.exports.Exporter`.
 
     Raises:
       ExportError: another process exports into it, or it cannot be written.
     """
 
-    def __init__(self, path: Path, files: Files) -> None:
+    def __init__(self, path: Path, files: Files, *, takeover: bool = False) -> None:
         self.path = path
         self._files = files
         self._aside = path / "tmp"
         with self._typed("set up"):
             for directory in (path, self._aside, path / BASES, path / DELTAS):
                 files.make_directory(directory)
-            self._lock: int | None = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._lock)
+                lock, replaced = LockFile.take(path / "LOCK", replace=takeover)
+            except LockHeld as holder:
                 raise ExportError(
-                    f"another process exports into {path}; give each daemon a path of its own"
+                    f"another process exports into {path} ({holder}); give each daemon a path of its own"
                 ) from None
+            self._lock: LockFile | None = lock
+            if replaced:
+                _LOG.warning("took the lock of %s from %s, which is paused or cut off", path, replaced)
             clean_asides(files, self._aside)
 
     def close(self) -> None:
         """Lets others export into the directory. Safe to call twice."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
 
     def describe(self, model: ServedModel) -> None:
         """Writes `model.json`.
@@ -125,6 +126,7 @@ class ExportDirectory:
         Returns:
           `entry` with the file's digest and size.
         """
+        self._check_held()
         target = self.path / entry.name
         with (
             self._typed(f"write {entry.name} of"),
@@ -139,13 +141,20 @@ class ExportDirectory:
         manifest.check()
         self._write(MANIFEST, manifest.to_bytes())
 
+    def _check_held(self) -> None:
+        """An exporter that was paused until another took the directory over must not undo what that one publishes."""
+        if self._lock is not None and not self._lock.held:
+            raise ExportError(f"another process has taken the export to {self.path} over")
+
     def _write(self, name: str, content: bytes) -> None:
+        self._check_held()
         with self._typed(f"write {name} of"), _Replacing(self._files, self._aside, name) as aside:
             aside.write(content)
             aside.replace(self.path / name)
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes files that the published manifest does not name; what cannot be removed is logged, and stays."""
+        self._check_held()
         for name in sorted(names):
             try:
                 self._files.unlink(self.path / name)

@@ -58,6 +58,7 @@ class DeltaExporter:
       model: the log's; becomes the directory's `model.json`.
       files: the calls that reach the disk.
       clock: seconds since 1970.
+      takeover: see `streamtrain.exports.Exporter`.
 
     Raises:
       ExportError: the directory belongs to another model or process, or cannot be written.
@@ -71,6 +72,8 @@ class DeltaExporter:
         model: ModelDescription,
         files: Files | None = None,
         clock: Callable[[], float] = time.time,
+        *,
+        takeover: bool = False,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -81,7 +84,7 @@ class DeltaExporter:
         self._fold_unwanted = threading.Event()
         self._fold_after = 0
         self._damage: str | None = None
-        self._directory = ExportDirectory(Path(settings.path), files or Files())
+        self._directory = ExportDirectory(Path(settings.path), files or Files(), takeover=takeover)
         self._folder = ThreadPoolExecutor(1, f"fold {settings.path}")
         try:
             self._directory.describe(self._model)

@@ -20,6 +20,7 @@ from streamtrain.errors import ConfigError
 from streamtrain.kafka_connection import KafkaConnection
 from streamtrain.layout import Layout
 from streamtrain.log.settings import LogSettings
+from streamtrain.ownership import FailoverSettings
 from streamtrain.samples.schema import Name, Schema
 from streamtrain.settings import Settings
 from streamtrain.sparse.settings import TableSettings
@@ -73,6 +74,8 @@ class _Fixed(Settings):
     """The epoch log: the one place that must not be lost."""
     store: StoreSettings = StoreSettings()
     """Where rows are kept beside the log."""
+    failover: FailoverSettings | None = None
+    """Standbys that take over. Default: this daemon is alone with the log."""
     http: HttpSettings = HttpSettings()
     """Metrics and probes."""
     logging: LoggingSettings = LoggingSettings()
@@ -160,6 +163,8 @@ def parse_job(data: dict[str, Any], where: str, overridden: Mapping[str, str] | 
         raise ConfigError(f"{where}: {error}") from error
     if fault := _dead_letters_fault(job):
         raise ConfigError(_fault(where, ("training", "bad_samples", "dead_letters"), None, fault, overridden))
+    if fault := _failover_fault(job):
+        raise ConfigError(_fault(where, ("failover", "group_id"), None, fault, overridden))
     return job
 
 
@@ -178,6 +183,20 @@ def _dead_letters_fault(job: Job) -> str:
     if same_cluster and getattr(job.source, "topic", None) == settings.topic:
         return (
             f"topic {settings.topic!r} is the source's own: refused records would be read again without end"
+        )
+    return ""
+
+
+def _failover_fault(job: Job) -> str:
+    """As `_dead_letters_fault`, between failover and the source."""
+    if job.failover is None:
+        return ""
+    if not hasattr(plugins.load("consumers", job.source.kind), "ownership"):
+        return f"source.kind = {job.source.kind!r} cannot tell which of several daemons is alive; failover needs kafka"
+    if getattr(job.source, "group_id", None) == job.failover.group_id:
+        return (
+            f"{job.failover.group_id!r} is source.group_id as well: Kafka takes mirrored positions of no group that has "
+            "members; give each a group of its own"
         )
     return ""
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from streamtrain.errors import DeltaGap, EpochMissing, StreamtrainError
+from streamtrain.errors import DeltaGap, EpochMissing, ExportError, StreamtrainError
 from streamtrain.log.model import ModelDescription
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
+from streamtrain.plugins import blamed
 from streamtrain.serving.manifest import Position
 from streamtrain.settings import Settings
 
@@ -34,12 +35,15 @@ class Exporter(Protocol):
     """Turns committed epochs into something else. One thread calls it, never two at once.
 
     A class with this shape is registered under the entry-point group `streamtrain.exporters`. It has a class
-    attribute `Settings` (an `ExporterSettings`) and is made by `cls(settings, model)`.
+    attribute `Settings` (an `ExporterSettings`) and is made by `cls(settings, model, takeover=...)`.
+
+    Args:
+      takeover: the process that exported before was found dead or paused (failover): take from it whatever it holds.
     """
 
     Settings: type[ExporterSettings]
 
-    def __init__(self, settings: Any, model: ModelDescription) -> None: ...
+    def __init__(self, settings: Any, model: ModelDescription, *, takeover: bool = False) -> None: ...
 
     def position(self) -> Position | None:
         """The last epoch exported, from the exporter's own durable state; None when there is none."""
@@ -122,8 +126,10 @@ class ExportRunner:
             where this stopped.
         """
         try:
-            while not stop() and self._export_next():
-                pass
+            # An error of ours, so that it is tried again and training goes on.
+            with blamed(ExportError, f"exporter {type(self._exporter).__name__!r}"):
+                while not stop() and self._export_next():
+                    pass
         except (StreamtrainError, OSError) as error:
             self.status = replace(self.status, last_error=str(error))
             raise

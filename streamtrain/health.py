@@ -24,9 +24,9 @@ class Health:
         """Not ready: names what is being done."""
         self._phase, self._ready = phase, False
 
-    def set_ready(self) -> None:
-        """Ready to learn."""
-        self._phase, self._ready = "learning", True
+    def set_ready(self, phase: str = "learning") -> None:
+        """Ready to learn or, as a standby, to take over."""
+        self._phase, self._ready = phase, True
 
     def watch(self, pulse: Pulse) -> None:
         """From here on the trainer's pulse counts."""
@@ -43,5 +43,5 @@ class Health:
 
     @property
     def phase(self) -> str:
-        """One word for people: starting, compiling, recovering, learning, stopping."""
+        """For people: starting, compiling, recovering, standby, taking over, learning, stopping."""
         return self._phase

@@ -40,6 +40,10 @@ class Metrics:
         )
         self.quarantined_samples = self._counter("quarantined_samples", "Samples in quarantined minibatches.")
         self.steps = self._counter("steps", "Optimizer steps taken by this process.")
+        self.first_step = self._gauge(
+            "first_step_timestamp_seconds",
+            "When this process took its first step; less process_start_time_seconds, what a start took.",
+        )
         self.step_seconds = self._histogram("step_seconds", "Duration of one step.", 0.0002, 14)
         self.decode_seconds = self._counter("decode_seconds", "Time spent decoding chunks.")
         self.wait_seconds = self._counter("trainer_wait_seconds", "Time the trainer waited for samples.")
@@ -51,6 +55,14 @@ class Metrics:
             "commit_seconds", "From the cut of an epoch to its durability.", 0.001, 14
         )
         self.epoch_rows = self._histogram("epoch_rows", "Changed rows in an epoch.", 1, 24)
+        self.owner = self._gauge("owner", "1 while this daemon learns, 0 while it stands by.")
+        self.standby_epoch = self._gauge("standby_epoch", "Newest epoch that this standby has.")
+        self.standby_lag_epochs = self._gauge(
+            "standby_lag_epochs", "Epochs in the log that this standby lacks."
+        )
+        self.takeover_seconds = self._gauge(
+            "takeover_seconds", "From being the owner to learning, of the last takeover."
+        )
         self.log_full = self._gauge("log_full", "1 while the log has no room and training is paused.")
         self.log_readers = self._gauge("log_readers", "Readers registered in the log, whose leases last.")
         self.log_reader_epoch = self._gauge(

@@ -7,28 +7,28 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import partial
 
 from streamtrain import plugins
 from streamtrain.config import Job
-from streamtrain.errors import EpochMissing, Fenced
+from streamtrain.errors import Fenced
 from streamtrain.exports import ExportRunner
 from streamtrain.health import Health
 from streamtrain.http import serve
 from streamtrain.identity import check_same_model
 from streamtrain.letterbox import Letterbox, sink_of
 from streamtrain.log.epoch_log import EpochLog
-from streamtrain.log.lineage import losses_of
 from streamtrain.log.record import EpochRecord
-from streamtrain.log.recovery import restored
 from streamtrain.metrics import Metrics
+from streamtrain.ownership import Candidate, Ownership, TellsOwnership
 from streamtrain.pipeline import Feed
+from streamtrain.restorer import Restorer, Stopped
 from streamtrain.samples.decoder import Decoder
 from streamtrain.sources import Source
 from streamtrain.sparse.optimizers import slots_of
+from streamtrain.standby import Standby, claim
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.opening import open_store
 from streamtrain.store.prefetch import StorePrefetch
@@ -55,10 +55,6 @@ class _Parts:
     trainer: Trainer
 
 
-class _Stopped(Exception):
-    """The daemon is to stop before it has recovered."""
-
-
 class Service:
     """One daemon, from start to stop. Made and used on one event loop.
 
@@ -79,6 +75,8 @@ class Service:
         self._deadline: float | None = None
         self._trainer: Trainer | None = None
         self._committer: Committer | None = None
+        self._ownership: Ownership | None = None
+        self._epoch = -1
 
     def stop(self) -> None:
         """Finishes the step in hand, commits it and lets `run` return; gives up a start. May be called again."""
@@ -122,7 +120,7 @@ class Service:
         self._starting = asyncio.create_task(self._start(stack), name="start")
         try:
             return await self._starting
-        except _Stopped:
+        except Stopped:
             return None
         except asyncio.CancelledError:
             if (this := asyncio.current_task()) is not None and this.cancelling():
@@ -134,7 +132,8 @@ class Service:
     async def _start(self, stack: AsyncExitStack) -> _Parts:
         job = self._job
         log = await asyncio.to_thread(EpochLog.open_or_create, job.log.path, job.name, job.describe())
-        stack.enter_context(log.lock())
+        if job.failover is None:
+            stack.enter_context(log.lock())
         check_same_model(job, log.model.job, str(job.log.path))
         store = await self._open_store(log, stack)
         applier = None if store is None else StoreApplier(log, store)
@@ -142,13 +141,33 @@ class Service:
         stack.push_async_callback(source.close)
         decoder = Decoder(job.sample_schema, codec=job.source.codec)
         source.use_columns(decoder.columns.arrow_schema.names)
-        letterbox = await self._open_letterbox(stack)
 
-        self._health.say("compiling")
-        learner = await asyncio.to_thread(Learner.warm, job)
-        await asyncio.to_thread(decoder.warm_up)
         self._health.say("recovering")
-        head = Head(await self._recover(learner, log, source, applier))
+        learner = await asyncio.to_thread(Learner, job)
+        restorer = Restorer(
+            learner,
+            log,
+            sequential=source.sequential,
+            rows=store is None,
+            stopped=self._stopping.is_set,
+        )
+        warming = asyncio.gather(asyncio.to_thread(learner.warm_up), asyncio.to_thread(decoder.warm_up))
+        # Compiling touches no state of the model, so it has the one core while rows are loaded on the other.
+        if job.failover is None:
+            record, _ = await asyncio.gather(self._recover(learner, log, source, applier, restorer), warming)
+        else:
+            standby = self._standby(log, source, restorer, stack)
+            await asyncio.gather(standby.follow(), warming)
+            await standby.until_owner()
+            begin = time.monotonic()
+            self._health.say("taking over")
+            stack.enter_context(log.lock(takeover=True))
+            await claim(log, learner, restorer)
+            record = await self._recover(learner, log, source, applier, restorer)
+            self._metrics.takeover_seconds.set(taken_s := time.monotonic() - begin)
+            logger.info("took over at epoch %d in %.2f s", record.epoch, taken_s)
+        letterbox = await self._open_letterbox(stack)
+        head = Head(record)
         prefetch = None
         if store is not None and applier is not None and head.epoch > 0:
             rows_max = {name: table.rows_max for name, table in job.tables.items()}
@@ -166,8 +185,17 @@ class Service:
         runners = self._export_runners(log, stack)
         views = Views(job.log, log, head, source, applier, runners, self._metrics)
         self._health.set_ready()
+        self._metrics.owner.set(1)
         logger.info("learning: epoch %d, %d samples so far", head.epoch, head.record.samples_total)
         return _Parts(head, feed, views, self._trainer)
+
+    def _standby(self, log: EpochLog, source: Source, restorer: Restorer, stack: AsyncExitStack) -> Standby:
+        assert self._job.failover is not None and isinstance(source, TellsOwnership), "the job was checked"
+        # The epoch that this daemon has, whether it follows or learns.
+        candidate = Candidate(log.model.model_id, writer_name(), lambda: max(restorer.epoch, self._epoch))
+        self._ownership = source.ownership(self._job.failover, candidate)
+        stack.push_async_callback(self._ownership.close)
+        return Standby(log, restorer, self._ownership, self._health, self._metrics)
 
     async def _open_store(self, log: EpochLog, stack: AsyncExitStack) -> Store | None:
         store = open_store(self._job.store)
@@ -189,20 +217,24 @@ class Service:
     def _export_runners(self, log: EpochLog, stack: AsyncExitStack) -> dict[str, ExportRunner]:
         runners: dict[str, ExportRunner] = {}
         for number, settings in enumerate(self._job.exports):
-            exporter = plugins.load("exporters", settings.kind)(settings, log.model)
+            made = plugins.load("exporters", settings.kind)
+            exporter = made(settings, log.model, takeover=self._job.failover is not None)
             stack.callback(exporter.close)
             name = settings.kind if settings.kind not in runners else f"{settings.kind}-{number}"
             runners[name] = ExportRunner(log, exporter)
         return runners
 
     async def _recover(
-        self, learner: Learner, log: EpochLog, source: Source, applier: StoreApplier | None
+        self,
+        learner: Learner,
+        log: EpochLog,
+        source: Source,
+        applier: StoreApplier | None,
+        restorer: Restorer,
     ) -> EpochRecord:
-        """Brings the model to the log's head and the source to its positions."""
-        restore = partial(learner.restore, sequential=source.sequential, rows=applier is None)
-        head = log.head()
-        records: list[EpochRecord] = []
-        if head is None:
+        """Brings the model and the store to the log's head, and the source to its positions."""
+        last = await asyncio.to_thread(restorer.catch_up)
+        if last is None:
             # Where reading starts is durable before the first sample: "latest" means the same after a crash.
             positions = await source.start(None)
             genesis = dataclasses.replace(
@@ -211,28 +243,15 @@ class Service:
                 writer=writer_name(),
             )
             log.append(genesis)
-            records = [genesis]
-        if applier is not None:
-            await applier.catch_up(0 if head is None else head)
-            records = records or [_newest(log, head or 0)]
-        if records:
-            last = await asyncio.to_thread(restore, records)
+            last = await asyncio.to_thread(restorer.catch_up)
+            assert last is not None, "it was just appended"
         else:
-            last = await asyncio.to_thread(restored, log, lambda found: restore(self._unless_stopped(found)))
-        if head is not None:
-            # A base has no notes: the identity of the source and what it lost stand in the epoch's own record.
-            notes = log.describe(last.epoch).notes
-            await source.start(last.positions, notes.get("source", ""))
-            learner.source, learner.lost = source.identity, losses_of(notes)
+            await source.start(last.positions, learner.source)
+            learner.source = source.identity
             logger.info("recovered epoch %d: %d samples", last.epoch, last.samples_total)
+        if applier is not None:
+            await applier.catch_up(last.epoch)
         return last
-
-    def _unless_stopped(self, records: Iterable[EpochRecord]) -> Iterator[EpochRecord]:
-        """The records. When the daemon is stopped meanwhile it raises, so that the thread that reads them ends."""
-        for record in records:
-            if self._stopping.is_set():
-                raise _Stopped
-            yield record
 
     def _announcer(self, head: Head) -> Callable[[EpochRecord, str], None]:
         """What the writer thread calls when a record is durable: it moves the head, on the loop."""
@@ -241,6 +260,7 @@ class Service:
         def move(record: EpochRecord) -> None:
             # Rows are read from the log by whoever wants them: the head keeps none of them in memory.
             head.move(dataclasses.replace(record, tables={}, dense={}, metrics={}))
+            self._epoch = record.epoch
             if self._on_commit is not None:
                 self._on_commit(record)
 
@@ -255,6 +275,8 @@ class Service:
             async with asyncio.TaskGroup() as group:
                 feeding = group.create_task(parts.feed.run(), name="feed")
                 viewing = parts.views.start(group)
+                if self._ownership is not None:
+                    viewing.append(group.create_task(_fence(self._ownership), name="ownership"))
                 await self._train(parts.trainer)
                 feeding.cancel()
                 await parts.views.finish(self._begin_end())
@@ -286,12 +308,13 @@ class Service:
         return max(0.0, self._deadline - loop.time())
 
 
-def _newest(log: EpochLog, epoch: int) -> EpochRecord:
-    """The record of the head, or the base that stands for it."""
-    try:
-        return log.read(epoch)
-    except EpochMissing:
-        return log.read_base(epoch)
+async def _fence(ownership: Ownership) -> None:
+    """Ends the daemon when another owns. It does not become a standby in place: a start from nothing is the one way in."""
+    successor = await ownership.lost()
+    raise Fenced(
+        f"{successor} owns the model now: this daemon was silent for longer than failover.session_timeout_s (paused, or cut "
+        "off from Kafka). Start it again, and it stands by"
+    )
 
 
 def _gravest(faults: Sequence[BaseException]) -> BaseException:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from consumers.handover import Handover
+from consumers.kafka.group import GroupMember
 from consumers.kafka.loop_thread import LoopThread
+from consumers.kafka.ownership import KafkaOwnership
 from consumers.kafka.reader import Reader
 from consumers.kafka.settings import KafkaSettings
 from consumers.kafka.spans import SpanReader
+from streamtrain.ownership import Candidate, FailoverSettings
 from streamtrain.sources import Chunk, DataLoss, Positions
 
 __all__ = ["KafkaSource"]
@@ -83,6 +87,10 @@ class KafkaSource:
         """Mirrors positions to the consumer group in the background, at most every `mirror_interval_s`."""
         if self._thread is not None:
             self._thread.soon(self._reader.mirror, dict(positions))
+
+    def ownership(self, settings: FailoverSettings, candidate: Candidate) -> KafkaOwnership:
+        """A place in the group that elects the owner. See `TellsOwnership`."""
+        return KafkaOwnership(partial(GroupMember, self._settings, self._settings.topic, settings, candidate))
 
     def lag_records(self) -> dict[str, int]:
         """By partition, offsets between the last one read and the newest known end; control records count too."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import secrets
-import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from streamtrain.errors import CorruptRecord, EpochMissing, Fenced, LogError
 from streamtrain.log import container, format
 from streamtrain.log.container import Stream
 from streamtrain.log.files import Aside, Files, clean_asides, typed_errors
+from streamtrain.log.lock_file import LockFile, LockHeld
 from streamtrain.log.model import ModelDescription
 from streamtrain.log.reader import LogReader
 from streamtrain.log.readers import READERS, Holding
@@ -42,19 +40,25 @@ class EpochLog(LogReader):
 
     @classmethod
     def create(
-        cls, path: Path | str, name: str, job: Mapping[str, Any], files: Files | None = None
+        cls,
+        path: Path | str,
+        name: str,
+        job: Mapping[str, Any],
+        files: Files | None = None,
+        migrated: Sequence[Mapping[str, Any]] = (),
     ) -> EpochLog:
         """Makes the directory and its `model.json`, with a new model id. Empty until epoch 0 is appended.
 
         Args:
           name: the model's name, for people.
           job: the resolved description of the job, JSON values, no secrets.
+          migrated: see `ModelDescription`.
 
         Raises:
           LogError: there is a log already, or the directory cannot be written.
         """
         path, files = Path(path).absolute(), files or Files()
-        model = ModelDescription.new(name, job)
+        model = ModelDescription.new(name, job, migrated)
         with typed_errors("create the epoch log", path):
             for directory in (path, path / "epochs", path / "bases", path / "tmp", path / READERS):
                 files.make_directory(directory)
@@ -87,12 +91,15 @@ class EpochLog(LogReader):
         return cls.open(path, files)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, takeover: bool = False) -> Iterator[None]:
         """Holds the log for writing, so that a second daemon is told at once; tidies up behind dead writers.
 
         What they left in `tmp/` is removed, and an epoch whose end the power took is moved aside.
 
         A courtesy: the fence is `append` itself.
+
+        Args:
+          takeover: the holder, if there is one, was found dead or paused: the lock is taken from it.
 
         Raises:
           Fenced: naming the process that holds it.
@@ -100,26 +107,26 @@ class EpochLog(LogReader):
         """
         path = self.path / "LOCK"
         with typed_errors("lock", path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                lock, replaced = LockFile.take(path, replace=takeover)
+            except LockHeld as holder:
+                raise Fenced(
+                    f"another daemon ({holder}) writes the log {self.path}; stop it, or give this one a directory of "
+                    "its own"
+                ) from None
         try:
+            if replaced:
+                logger.warning(
+                    "took the lock of %s from %s, which is paused or cut off: what it appends from now on is fenced",
+                    self.path,
+                    replaced,
+                )
             with typed_errors("lock", path):
-                self._take(descriptor, path)
+                clean_asides(self._files, self._tmp)
+                self._repair_tail()
             yield
         finally:
-            os.close(descriptor)
-
-    def _take(self, descriptor: int, path: Path) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = path.read_text(errors="replace").strip() or "unknown"
-            raise Fenced(
-                f"another daemon ({holder}) writes the log {self.path}; stop it, or give this one a directory of its own"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()}, host {socket.gethostname()}\n".encode(), 0)
-        clean_asides(self._files, self._tmp)
-        self._repair_tail()
+            lock.close()
 
     def _repair_tail(self) -> None:
         """Moves a newest epoch that was never written to its end aside, into `damaged/`.

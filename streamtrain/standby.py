@@ -1,0 +1,123 @@
+"""The daemon beside the one that learns: follows the log warm, and takes over when the owner is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+
+from streamtrain.errors import Fenced, LogError
+from streamtrain.health import Health
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.record import EpochRecord
+from streamtrain.metrics import Metrics
+from streamtrain.ownership import Ownership
+from streamtrain.restorer import Restorer
+from streamtrain.training.committer import writer_name
+from streamtrain.training.learner import Learner
+
+__all__ = ["Standby", "claim"]
+
+logger = logging.getLogger(__name__)
+
+# How often the log is looked at for a new epoch. A takeover looks at once.
+_POLL_S = 0.2
+_CLAIMS_MAX = 10
+
+
+class Standby:
+    """Waits for the model, with a copy of it that is an epoch behind at most. Writes nothing.
+
+    Args:
+      log: read.
+      restorer: follows it.
+      ownership: says when this daemon owns.
+      health, metrics: told how it stands.
+    """
+
+    def __init__(
+        self, log: EpochLog, restorer: Restorer, ownership: Ownership, health: Health, metrics: Metrics
+    ) -> None:
+        self._log, self._restorer, self._ownership = log, restorer, ownership
+        self._health, self._metrics = health, metrics
+        self._failing = False
+
+    async def until_owner(self) -> None:
+        """Joins the other daemons, and follows the log until this one owns.
+
+        What cannot be read is tried again: it is the owner's to be stopped by a damaged log, and a takeover may repair it.
+
+        Raises: as `Ownership.owned`.
+        """
+        self._metrics.owner.set(0)
+        begin = time.monotonic()
+        logger.info("joining the other daemons, with epoch %d", self._restorer.epoch)
+        owned = asyncio.create_task(self._ownership.owned(), name="ownership")
+        try:
+            while not (await _done(owned, _POLL_S)):
+                await self.follow()
+            await owned
+        finally:
+            owned.cancel()
+        logger.info("this daemon owns the model now, after %.1f s of standing by", time.monotonic() - begin)
+
+    async def follow(self) -> None:
+        """Goes on to the head of the log, as far as that can be read."""
+        try:
+            await asyncio.to_thread(self._restorer.catch_up)
+            lag = await asyncio.to_thread(self._lag)
+        except LogError as error:
+            if not self._failing:
+                logger.warning("this standby cannot follow the log, trying on: %s", error)
+                self._health.say("standby, behind")
+            self._failing = True
+            return
+        self._failing = False
+        self._health.set_ready("standby")
+        self._metrics.standby_epoch.set(self._restorer.epoch)
+        self._metrics.standby_lag_epochs.set(lag)
+
+    def _lag(self) -> int:
+        head = self._log.head()
+        return 0 if head is None else max(0, head - self._restorer.epoch)
+
+
+async def claim(log: EpochLog, learner: Learner, restorer: Restorer) -> EpochRecord | None:
+    """Brings the model to the head of the log and appends an epoch without samples: the former owner is fenced from then on.
+
+    Without it, one that was paused and wakes could still append before the first epoch with samples is cut; then it would
+    be the new owner that is fenced.
+
+    Returns:
+      What was appended; None of an empty log.
+
+    Raises:
+      Fenced: another writer was faster each time.
+    """
+    for _ in range(_CLAIMS_MAX):
+        last = await asyncio.to_thread(restorer.catch_up)
+        if last is None:
+            return None
+        record = learner.cut()
+        record = dataclasses.replace(
+            record,
+            previous=log.digest(last.epoch),
+            committed_at_ms=time.time_ns() // 1_000_000,
+            writer=writer_name(),
+            notes={**record.notes, "took_over": last.writer},
+        )
+        try:
+            await asyncio.to_thread(log.append, record)
+        except Fenced as error:
+            logger.info("the former owner has appended meanwhile, following it: %s", error)
+        else:
+            return await asyncio.to_thread(restorer.catch_up)
+    raise Fenced(
+        f"the log {log.path} has a writer that goes on: this daemon does not get in between its epochs"
+    )
+
+
+async def _done(task: asyncio.Task[None], timeout_s: float) -> bool:
+    done, _ = await asyncio.wait({task}, timeout=timeout_s)
+    return bool(done)

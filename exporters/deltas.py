@@ -183,7 +183,7 @@ class DeltaExporter:
                 f"epoch {record.epoch} holds table {unknown[0]!r}, which the model does not have"
             )
         return [
-            (name, record.tables.get(name) or TableRows.empty(table.dim, 0))
+            (name, record.tables.get(name) or TableRows.empty(table.row_dim, 0))
             for name, table in self._model.tables.items()
         ]
 

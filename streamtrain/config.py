@@ -23,7 +23,7 @@ from streamtrain.log.settings import LogSettings
 from streamtrain.ownership import FailoverSettings
 from streamtrain.samples.schema import Name, Schema
 from streamtrain.settings import Settings
-from streamtrain.sparse.settings import TableSettings
+from streamtrain.sparse.tables import AnyTable
 from streamtrain.store.settings import StoreSettings
 from streamtrain.training.settings import TrainingSettings
 
@@ -64,7 +64,7 @@ class _Fixed(Settings):
     """Decides initial rows and dense parameters."""
     sample_schema: Schema = Field(alias="schema")
     """What a sample looks like."""
-    tables: dict[Name, TableSettings] = Field(min_length=1, max_length=1024)
+    tables: dict[Name, AnyTable] = Field(min_length=1, max_length=1024)
     """The embedding tables by name."""
     training: TrainingSettings = TrainingSettings()
     """How samples become steps."""

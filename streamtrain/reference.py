@@ -23,6 +23,7 @@ from streamtrain.dead_letters.settings import AnyDeadLetters
 from streamtrain.kafka_connection import KafkaConnection
 from streamtrain.samples.schema import AnySlot
 from streamtrain.settings import Settings
+from streamtrain.sparse.settings import RowSettings
 
 __all__ = ["write_reference"]
 
@@ -51,10 +52,12 @@ def write_reference() -> str:
     for slot in _members(AnySlot):
         kind = get_args(slot.model_fields["kind"].annotation)[0]
         parts += _section(f'[schema.slots.NAME] kind = "{kind}"', slot, level=3)
-    table = get_args(_Fixed.model_fields["tables"].annotation)[1]
-    parts += _section("[tables.NAME]", table)
+    kinds = _members(get_args(_Fixed.model_fields["tables"].annotation)[1])
+    parts += ["## [tables.NAME]\n", "The kind is `dynamic` where none is named.\n"]
+    for kind in kinds:
+        parts += _section(f'[tables.NAME] kind = "{_kind(kind)}"', kind, level=3)
     for key in ("optimizer", "init"):
-        for member in _members(table.model_fields[key].annotation):
+        for member in _members(RowSettings.model_fields[key].annotation):
             parts += _section(f'[tables.NAME.{key}] kind = "{_kind(member)}"', member, level=3)
     parts += [
         "## [model]\n",

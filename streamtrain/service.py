@@ -28,6 +28,7 @@ from streamtrain.restorer import Restorer, Stopped
 from streamtrain.samples.decoder import Decoder
 from streamtrain.sources import Source
 from streamtrain.sparse.optimizers import slots_of
+from streamtrain.sparse.wanted import rows_wanted
 from streamtrain.standby import Standby, claim
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.opening import open_store
@@ -170,8 +171,8 @@ class Service:
         head = Head(record)
         prefetch = None
         if store is not None and applier is not None and head.epoch > 0:
-            rows_max = {name: table.rows_max for name, table in job.tables.items()}
-            prefetch = StorePrefetch(store, applier, job.layout, rows_max, head.epoch, self._metrics)
+            wanted = {name: rows_wanted(name, table, job.seed) for name, table in job.tables.items()}
+            prefetch = StorePrefetch(store, applier, job.layout, wanted, head.epoch, self._metrics)
 
         self._committer = Committer(log, log.digest(head.epoch), self._announcer(head), self._metrics)
         stack.push_async_callback(asyncio.to_thread, self._committer.close)
@@ -201,7 +202,7 @@ class Service:
         store = open_store(self._job.store)
         if store is not None:
             stack.push_async_callback(store.close)
-            dims = {n: (t.dim, slots_of(t.optimizer, t.dim)) for n, t in self._job.tables.items()}
+            dims = {n: (t.row_dim, slots_of(t.optimizer, t.row_dim)) for n, t in self._job.tables.items()}
             await store.open(StoreDescription(log.model.model_id, dims, self._job.store.shards))
         return store
 

@@ -180,7 +180,7 @@ def _parse(container: Container, entry: Entry, model: ServedModel) -> ExportedFi
         )
     if (container.digest, container.size_bytes) != (entry.digest, entry.size_bytes):
         raise ExportError(f"{container.path}: it is whole, but not the file that the manifest names")
-    tables = {name: _rows(container, name, table.dim) for name, table in model.tables.items()}
+    tables = {name: _rows(container, name, table.row_dim) for name, table in model.tables.items()}
     return ExportedFile(entry, Lineage.from_json(document["lineage"]), tables, dict(_dense(container)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from streamtrain.errors import ExportError
 from streamtrain.layout import Layout
@@ -15,6 +15,7 @@ from streamtrain.log.sealed import seal, unseal
 from streamtrain.samples.schema import Schema
 from streamtrain.settings import Settings
 from streamtrain.sparse.settings import AnyInit, TableSettings
+from streamtrain.sparse.tables import AnyTable, Hashing
 
 __all__ = ["FORMAT_VERSION", "HASH_VERSION", "ServedModel", "ServedTable"]
 
@@ -23,6 +24,8 @@ FORMAT_VERSION = 1
 
 HASH_VERSION = 1
 """Of the feature-id hash that `docs/feature-ids.md` specifies."""
+
+_TABLES: TypeAdapter[dict[str, AnyTable]] = TypeAdapter(dict[str, AnyTable])
 
 
 class ServedTable(Settings):
@@ -34,6 +37,20 @@ class ServedTable(Settings):
     """The vector of an id that the model has not learned, decided by hash of (seed, table, id)."""
     rows_max: int
     """The trainer's bound on rows, and so the follower's."""
+    hashing: Hashing | None = None
+    """How ids share rows, where the table is of fixed size; `docs/row-ids.md` is the law."""
+
+    @staticmethod
+    def of(settings: AnyTable) -> ServedTable:
+        """What serving needs of a job's table."""
+        hashing = settings.hashing
+        rows_max = settings.rows_max if isinstance(settings, TableSettings) else settings.hashing.rows
+        return ServedTable(dim=settings.dim, init=settings.init, rows_max=rows_max, hashing=hashing)
+
+    @property
+    def row_dim(self) -> int:
+        """Floats a row."""
+        return self.dim if self.hashing is None else self.hashing.row_dim(self.dim)
 
 
 class ServedModel(Settings):
@@ -70,16 +87,13 @@ class ServedModel(Settings):
           ExportError: the description lacks one of these or holds something else under its name.
         """
         try:
-            tables = {name: TableSettings.model_validate(table) for name, table in job["tables"].items()}
+            tables = _TABLES.validate_python(job["tables"])
             return ServedModel(
                 model_id=model_id,
                 name=name,
                 seed=job["seed"],
                 sample_schema=Schema.model_validate(job["schema"]),
-                tables={
-                    name: ServedTable(dim=table.dim, init=table.init, rows_max=table.rows_max)
-                    for name, table in tables.items()
-                },
+                tables={name: ServedTable.of(table) for name, table in tables.items()},
                 model=dict(job["model"]),
             )
         except (KeyError, TypeError, ValidationError) as error:

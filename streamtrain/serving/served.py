@@ -13,9 +13,10 @@ from streamtrain.log.record import TableRows
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.serving.files import ExportedFile, ExportedRows
 from streamtrain.serving.locks import PhaseFairLock
-from streamtrain.serving.model import ServedModel
+from streamtrain.serving.model import ServedModel, ServedTable
 from streamtrain.serving.scorer import Scorer
 from streamtrain.serving.version import Version
+from streamtrain.sparse.hashed import HashedTable
 from streamtrain.sparse.reader import SparseReader
 from streamtrain.sparse.table import EmbeddingTable
 
@@ -41,7 +42,7 @@ class Served:
         self._scorer = scorer
         self._now_ms = now_ms
         self._swap = PhaseFairLock()
-        self._tables = _empty_tables(model)
+        self._tables = {name: _empty_table(name, table, model.seed) for name, table in model.tables.items()}
         self._reader = SparseReader(scorer.layout, self._tables)
         self._params = scorer.params(base.dense)
         for name, rows in base.tables.items():
@@ -98,19 +99,13 @@ class Served:
         return self._scorer.predict(params, pieces), version
 
 
-def _empty_tables(model: ServedModel) -> dict[str, EmbeddingTable]:
+def _empty_table(name: str, table: ServedTable, seed: int) -> EmbeddingTable | HashedTable:
+    if table.hashing is not None:
+        return HashedTable(name, table.dim, table.hashing, init=table.init, seed=seed)
     # The trainer's `rows_max` may be raised while the model lives, and `model.json` is not written again.
     # Here it bounds address space only, so there is room for that.
-    return {
-        name: EmbeddingTable(
-            name,
-            table.dim,
-            init=table.init,
-            seed=model.seed,
-            rows_max=min(_ROWS_FACTOR * table.rows_max, _ROWS_LIMIT),
-        )
-        for name, table in model.tables.items()
-    }
+    rows_max = min(_ROWS_FACTOR * table.rows_max, _ROWS_LIMIT)
+    return EmbeddingTable(name, table.dim, init=table.init, seed=seed, rows_max=rows_max)
 
 
 def _loadable(rows: ExportedRows) -> TableRows:

@@ -11,17 +11,23 @@ from streamtrain.layout import Layout
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.sparse.activations import SparseActivations
 from streamtrain.sparse.dynamic import DynamicTable
+from streamtrain.sparse.hashed import HashedTable
 from streamtrain.sparse.kind import TableKind
 from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.stacking import Stack, TableSlots
+from streamtrain.sparse.tables import AnyTable
 from streamtrain.sparse.unite import United, Uniter
 
 __all__ = ["Bank", "make_table"]
 
 
-def make_table(name: str, settings: TableSettings, seed: int) -> TableKind:
+def make_table(name: str, settings: AnyTable, seed: int) -> TableKind:
     """The table that `settings` describe, without rows. Raises ConfigError where there is no address space for it."""
-    return DynamicTable(name, settings, seed)
+    if isinstance(settings, TableSettings):
+        return DynamicTable(name, settings, seed)
+    return HashedTable(
+        name, settings.dim, settings.hashing, init=settings.init, seed=seed, optimizer=settings.optimizer
+    )
 
 
 class Bank:

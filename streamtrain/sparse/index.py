@@ -104,6 +104,10 @@ class Index:
         probing.erase(as_input(ids, np.uint64), self._slots, self.row_ids, self._state, rows)
         return rows
 
+    def ids_of(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
+        """The ids (`[N]` uint64) of rows in use (`[N]` int32)."""
+        return self.row_ids[rows]
+
     def live_rows(self) -> NDArray[np.int32]:
         """The rows in use (`[len(self)]` int32), ascending."""
         rows = np.empty(len(self), np.int32)

@@ -18,6 +18,7 @@ from streamtrain.sparse.memory import as_input
 from streamtrain.sparse.reader import SparseReader, check_padding
 from streamtrain.sparse.rehearsal import ROWS, sample_batch
 from streamtrain.sparse.settings import TableSettings
+from streamtrain.sparse.tables import AnyTable
 
 __all__ = ["SparseNet"]
 
@@ -33,7 +34,7 @@ class SparseNet:
     after sample and in it slot after slot, then over sequence after sequence.
     """
 
-    def __init__(self, layout: Layout, tables: Mapping[str, TableSettings], seed: int) -> None:
+    def __init__(self, layout: Layout, tables: Mapping[str, AnyTable], seed: int) -> None:
         """Args:
           layout: the slots, and which table serves each.
           tables: by name; those of the layout.
@@ -191,10 +192,7 @@ class SparseNet:
         """
         for table in self.tables.values():
             table.rehearse()
-        small = {
-            name: settings.model_copy(update={"rows_max": ROWS}) for name, settings in self._settings.items()
-        }
-        net = SparseNet(self._layout, small, self._seed)
+        net = SparseNet(self._layout, {n: _small(s) for n, s in self._settings.items()}, self._seed)
         batch = sample_batch(self._layout)
         for step, gradient in enumerate((0.0, np.nan)):
             out = net.forward(batch, step, 2)
@@ -208,3 +206,8 @@ class SparseNet:
             raise RuntimeError(
                 f"step {self._flight[0]} is between forward and backward; call backward or discard"
             )
+
+
+def _small(settings: AnyTable) -> AnyTable:
+    # The rows of a hashed table decide its hashes; of those that are never touched only the address space is taken.
+    return settings.model_copy(update={"rows_max": ROWS}) if isinstance(settings, TableSettings) else settings

@@ -16,6 +16,7 @@ __all__ = [
     "Constant",
     "Ftrl",
     "Normal",
+    "RowSettings",
     "RowwiseAdagrad",
     "Sgd",
     "TableSettings",
@@ -135,8 +136,8 @@ AnyInit = Annotated[
 ]
 
 
-class TableSettings(Settings):
-    """One embedding table."""
+class RowSettings(Settings):
+    """What every kind of embedding table has."""
 
     dim: int = Field(ge=1, le=4096)
     """Floats a row. `linear` needs one a label; `deepfm` reads the first, one a label, as linear weights."""
@@ -144,5 +145,21 @@ class TableSettings(Settings):
     """The row optimizer."""
     init: AnyInit = Normal()
     """How a new row starts; decided by hash of (seed, table, id), the same in every run."""
+
+
+class TableSettings(RowSettings):
+    """One row for each id, made when the id first comes."""
+
+    kind: Literal["dynamic"] = "dynamic"
+    """A row for each id."""
     rows_max: int = Field(default=16_777_216, ge=1, le=2_000_000_000)
     """Bound on rows. When it is reached the daemon stops and says so; address space, not memory, is reserved for it."""
+
+    @property
+    def hashing(self) -> None:
+        """None: ids share no rows."""
+
+    @property
+    def row_dim(self) -> int:
+        """Floats a row: those of a vector."""
+        return self.dim

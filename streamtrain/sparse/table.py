@@ -8,13 +8,16 @@ from numpy.typing import NDArray
 from streamtrain.errors import ConfigError
 from streamtrain.log.record import TableRows
 from streamtrain.sparse.arena import Arena, gather_weights, zero_tails
+from streamtrain.sparse.direct import DirectIndex
 from streamtrain.sparse.dirty import DirtyRows
 from streamtrain.sparse.index import IdSet, Index
 from streamtrain.sparse.init import Initializer
 from streamtrain.sparse.memory import as_input
 from streamtrain.sparse.optimizers import restore, row_optimizer
+from streamtrain.sparse.part_init import PartInitializer
 from streamtrain.sparse.rehearsal import ROWS
 from streamtrain.sparse.settings import AnyInit, AnyOptimizer
+from streamtrain.sparse.tables import Hashing
 
 __all__ = ["EmbeddingTable"]
 
@@ -43,12 +46,14 @@ class EmbeddingTable:
         seed: int,
         rows_max: int,
         optimizer: AnyOptimizer | None = None,
+        hashing: Hashing | None = None,
     ) -> None:
         """Args:
           init: how a row starts.
           seed: the model's seed.
           rows_max: bound on rows; address space, not memory, is reserved for it.
           optimizer: how rows learn; None holds weights only.
+          hashing: where ids are row ids of a hashed table, which has `rows_max` of them: no index is kept.
 
         Raises:
           ConfigError: the system has no address space for `rows_max` rows.
@@ -58,8 +63,14 @@ class EmbeddingTable:
         self._init, self._seed, self._learning = init, seed, optimizer
         self._optimizer = None if optimizer is None else row_optimizer(optimizer, dim)
         self.slots = 0 if self._optimizer is None else self._optimizer.slots
-        self._initializer = Initializer(init, seed, name)
-        self._index = Index(label, rows_max)
+        self._hashing = hashing
+        self._index: Index | DirectIndex
+        if hashing is None:
+            self._initializer, self._index = Initializer(init, seed, name), Index(label, rows_max)
+        else:
+            assert rows_max == hashing.rows
+            self._initializer = PartInitializer(init, seed, name, hashing)
+            self._index = DirectIndex(label, hashing.sizes)
         self._arena = Arena(label, dim, self.slots, rows_max)
         self._before = np.empty((0, dim + self.slots + 2), np.uint32)
         self._dirty = DirtyRows(label, rows_max)
@@ -69,15 +80,21 @@ class EmbeddingTable:
         return len(self._index)
 
     def empty_twin(self, rows_max: int) -> EmbeddingTable:
-        """A table of the same settings but for `rows_max`, without rows."""
+        """A table of the same settings but for `rows_max`, which hashed rows keep, without rows."""
         return EmbeddingTable(
-            self.name, self.dim, init=self._init, seed=self._seed, rows_max=rows_max, optimizer=self._learning
+            self.name,
+            self.dim,
+            init=self._init,
+            seed=self._seed,
+            rows_max=rows_max if self._hashing is None else self._hashing.rows,
+            optimizer=self._learning,
+            hashing=self._hashing,
         )
 
     def rehearse(self) -> None:
         """Compiles every kernel, by doing to an empty twin whatever can be done to a table."""
         twin = self.empty_twin(ROWS)
-        ids = np.arange(ROWS, dtype=np.uint64)
+        ids = np.arange(ROWS if self._hashing is None else min(ROWS, self._hashing.sizes[0]), dtype=np.uint64)
         twin.find_or_insert(ids)
         twin.load(twin.export(), dirty=True)
         twin.remove(ids[:1])
@@ -89,6 +106,11 @@ class EmbeddingTable:
         """Bytes of memory in use, near enough: what was ever touched of the reserved, and the index."""
         rows = self._index.rows_high * (self._arena.row_bytes + MARK_BYTES)
         return rows + self._index.memory_bytes + self._dirty.memory_bytes + self._removed.memory_bytes
+
+    @property
+    def part_counts(self) -> list[int]:
+        """By part of a hashed table, the rows in use."""
+        return [len(self._index)] if isinstance(self._index, Index) else self._index.counts
 
     def contains(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which ids (`[N]` bool) have a row."""
@@ -190,7 +212,7 @@ class EmbeddingTable:
         A row that was removed and has learned again since is a row, not a tombstone.
         """
         rows = self._dirty.take()
-        ids = self._index.row_ids[rows]
+        ids = self._index.ids_of(rows)
         values = self._arena.gather(ids, rows)
         if not len(self._removed):
             return values
@@ -202,7 +224,7 @@ class EmbeddingTable:
     def export(self) -> TableRows:
         """A copy of every row, in the order of row numbers. No tombstones."""
         rows = self._index.live_rows()
-        return self._arena.gather(self._index.row_ids[rows], rows)
+        return self._arena.gather(self._index.ids_of(rows), rows)
 
     def load(self, values: TableRows, *, dirty: bool = False) -> None:
         """Inserts or overwrites rows, then removes the tombstones.

@@ -13,7 +13,7 @@ from streamtrain.layout import Layout
 from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.batch import SampleBatch
-from streamtrain.sparse.index import IdSet
+from streamtrain.sparse.wanted import RowsWanted
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.store import Store
 
@@ -25,16 +25,16 @@ _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
 
 
 class StorePrefetch:
-    """Pulls each id's row once, the first time that a batch names the id.
+    """Pulls each row once, the first time that a batch names an id that needs it.
 
     Once asked for, a row is in memory and stays there, so memory is newer than the store from then on. It keeps
-    a set of its own of ids asked for: it never reads what the trainer thread is changing.
+    a set of its own of rows asked for: it never reads what the trainer thread is changing.
 
     Args:
       store: has every epoch up to `epoch_min`.
       applier: repairs a shard that lost its rows.
       layout: which slot reads which table.
-      rows_max: by table, its bound on rows: more ids than that cannot be asked for.
+      wanted: by table, which rows ids need; none was asked for yet.
       epoch_min: an answer from a shard that is behind it is refused: fail closed.
       metrics: counts.
     """
@@ -44,7 +44,7 @@ class StorePrefetch:
         store: Store,
         applier: StoreApplier,
         layout: Layout,
-        rows_max: Mapping[str, int],
+        wanted: Mapping[str, RowsWanted],
         epoch_min: int,
         metrics: Metrics,
     ) -> None:
@@ -53,17 +53,17 @@ class StorePrefetch:
         named = [(c.table, c.name) for c in layout.pooled] + [(s.table, s.name) for s in layout.sequences]
         for table, slot in named:
             self._slots.setdefault(table, []).append(slot)
-        self._asked = {table: IdSet(table, rows_max[table]) for table in self._slots}
+        self._wanted = wanted
 
     async def rows_for(self, batch: SampleBatch) -> Mapping[str, TableRows]:
-        """By table, the stored rows of ids that no batch named before.
+        """By table, the stored rows that no batch needed before.
 
         A store that does not answer is waited for: learning pauses, it never goes on with default rows.
         """
         pulled: dict[str, TableRows] = {}
         for table, slots in self._slots.items():
             ids = np.concatenate([batch.ids[slot].values for slot in slots])
-            new = ids[self._asked[table].add_missing(ids)]
+            new = self._wanted[table].new(ids)
             if len(new):
                 _, pulled[table] = await self._pull(table, new)
                 self._metrics.store_pulled.inc(len(pulled[table].ids))

@@ -19,6 +19,7 @@ from streamtrain.log.fold import fold
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import restored
 from streamtrain.samples.batch import SampleBatch
+from streamtrain.sparse.wanted import DynamicRows
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.prefetch import StorePrefetch
 from streamtrain.training.committer import Committer
@@ -123,7 +124,7 @@ class Daemon:
                 store,
                 applier,
                 LAYOUT,
-                dict.fromkeys(TABLES, _ROWS_MAX),
+                {name: DynamicRows(name, _ROWS_MAX) for name in TABLES},
                 self.head,
                 NOTHING,  # type: ignore[arg-type]
             )

@@ -15,6 +15,7 @@ from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.batch import Ragged, SampleBatch
 from streamtrain.samples.schema import Schema
+from streamtrain.sparse.wanted import DynamicRows
 from streamtrain.store import prefetch as module
 from streamtrain.store.prefetch import StorePrefetch
 
@@ -53,8 +54,8 @@ class Rows:
 
 
 def prefetch(rows: Rows, rows_max: int = 100) -> StorePrefetch:
-    bounds = {"t": rows_max, "u": rows_max}
-    return StorePrefetch(rows, rows, LAYOUT, bounds, 9, Metrics())  # type: ignore[arg-type]
+    wanted = {name: DynamicRows(name, rows_max) for name in ("t", "u")}
+    return StorePrefetch(rows, rows, LAYOUT, wanted, 9, Metrics())  # type: ignore[arg-type]
 
 
 def batch(a: Sequence[int], b: Sequence[int], c: Sequence[int]) -> SampleBatch:

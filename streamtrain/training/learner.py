@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +14,7 @@ from streamtrain.config import Job
 from streamtrain.dense.net import DenseNet
 from streamtrain.log.lineage import losses_note, losses_of, with_losses
 from streamtrain.log.record import EpochRecord, TableRows
+from streamtrain.log.recovery import Timed
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.minibatch import Minibatch
 from streamtrain.sources import DataLoss
@@ -21,6 +24,8 @@ from streamtrain.training.prequential import Prequential
 from streamtrain.training.runtime import NOTE, runtime_note
 
 __all__ = ["Learner"]
+
+logger = logging.getLogger(__name__)
 
 
 class Learner:
@@ -55,8 +60,10 @@ class Learner:
 
     def warm_up(self) -> None:
         """Compiles every kernel and every padded shape, so that nothing compiles while samples wait."""
+        begin = time.perf_counter()
         self.sparse.warm_up()
         self.dense.warm_up()
+        logger.info("compiled in %.3f s", time.perf_counter() - begin)
 
     def genesis(self, positions: Mapping[str, int], source: str) -> EpochRecord:
         """The record of a model before its first sample: initial dense parameters, no rows, where reading starts.
@@ -92,7 +99,10 @@ class Learner:
           The last record: what the log's head holds.
         """
         self.sparse = self._no_rows()
-        return self.advance(records, sequential=sequential, rows=rows)
+        timed = Timed(records)
+        last = self.advance(timed, sequential=sequential, rows=rows)
+        logger.info("restored from %s", timed)
+        return last
 
     def advance(self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool = True) -> EpochRecord:
         """Goes on to the records that follow what it is, as `restore` would have come to them. Learned from nothing since.

@@ -61,6 +61,7 @@ class Trainer:
         self._stop = threading.Event()
         self.pulse = Pulse()
         self._cut_at = time.monotonic()
+        self._stepped = False
 
     def stop(self) -> None:
         """Finishes the step in hand, commits, and returns from `run`. Samples not yet learned are left unread."""
@@ -146,6 +147,9 @@ class Trainer:
             return
         if learned:
             self._metrics.step_seconds.observe(time.perf_counter() - begin)
+            if not self._stepped:
+                self._stepped = True
+                self._metrics.first_step.set_to_current_time()
             self._metrics.steps.inc()
             self._metrics.samples.inc(size)
         else:

@@ -42,7 +42,7 @@ class BadSample(StreamtrainError):
 
     Attributes:
       reason: a short fixed word for metrics: `json`, `type`, `non_finite`, `label`, `length`, `missing`, `range`,
-        `too_large`.
+        `too_large`, `codec` (a codec plug-in failed).
       field: the field at fault, or None when the record as a whole is.
       partition, offset: where the record stands; None until the consumer's frame fills them in.
     """

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from streamtrain.errors import DeltaGap, EpochMissing, StreamtrainError
+from streamtrain.errors import DeltaGap, EpochMissing, ExportError, StreamtrainError
 from streamtrain.log.model import ModelDescription
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
+from streamtrain.plugins import blamed
 from streamtrain.serving.manifest import Position
 from streamtrain.settings import Settings
 
@@ -125,8 +126,10 @@ class ExportRunner:
             where this stopped.
         """
         try:
-            while not stop() and self._export_next():
-                pass
+            # An error of ours, so that it is tried again and training goes on.
+            with blamed(ExportError, f"exporter {type(self._exporter).__name__!r}"):
+                while not stop() and self._export_next():
+                    pass
         except (StreamtrainError, OSError) as error:
             self.status = replace(self.status, last_error=str(error))
             raise

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from streamtrain.errors import BadSample, SourceUnavailable
+from streamtrain.errors import BadSample, SourceError, SourceUnavailable
 from streamtrain.letterbox import Letterbox
 from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
+from streamtrain.plugins import blamed
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.decoder import Decoder
 from streamtrain.sources import Chunk, DataLoss, Source
@@ -92,7 +93,8 @@ class Feed:
         """The next chunk. A source that does not answer goes on trying by itself, and is waited for."""
         while True:
             try:
-                return await self._source.read()
+                with blamed(SourceError, f"source {type(self._source).__name__!r}: read"):
+                    return await self._source.read()
             except SourceUnavailable as error:
                 logger.warning("reading waits: %s", error)
                 await asyncio.sleep(_UNAVAILABLE_PAUSE_S)

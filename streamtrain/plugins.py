@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from streamtrain.errors import ConfigError
+from streamtrain.errors import ConfigError, StreamtrainError
 
-__all__ = ["load", "names"]
+__all__ = ["blamed", "load", "names"]
+
+logger = logging.getLogger(__name__)
 
 
 def names(group: str) -> list[str]:
@@ -56,7 +60,36 @@ def _imported(load: Callable[[], Any], path: str) -> Any:
             f"cannot load {path!r}: {error}; it is looked for on PYTHONPATH and in {Path.cwd()}"
         ) from error
     except Exception as error:
-        # A syntax error tells its place by itself.
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        place = "" if isinstance(error, SyntaxError) else f" (raised at {last.filename}:{last.lineno})"
-        raise ConfigError(f"cannot load {path!r}: {type(error).__name__}: {error}{place}") from error
+        raise ConfigError(f"cannot load {path!r}: {_told(error)}") from error
+
+
+@contextmanager
+def blamed(kind: type[StreamtrainError], what: str) -> Iterator[None]:
+    """What a plug-in's code raises inside becomes one line that names it, with what was raised as its cause.
+
+    Our own errors, and an operating system's, which say by themselves what is wrong, pass as they are.
+
+    Args:
+      kind: the error to raise, whose catcher does the right thing.
+      what: the plug-in and what it was asked for, as in "{what} failed".
+
+    Raises:
+      kind: the plug-in has a fault.
+    """
+    try:
+        yield
+    except (StreamtrainError, OSError):
+        raise
+    except Exception as error:
+        logger.debug("%s failed", what, exc_info=True)
+        raise kind(f"{what} failed: {_told(error)}. This is a fault of the plug-in: correct it") from error
+
+
+def _told(error: Exception) -> str:
+    """An error in a line: its type, its text, and the last place outside of installed packages that it came from."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error}"  # which tells its place by itself
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    last = (own or frames)[-1]
+    return f"{type(error).__name__}: {error} (raised at {last.filename}:{last.lineno})"

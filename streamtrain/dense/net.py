@@ -210,7 +210,7 @@ class DenseNet:
         ) -> tuple[jax.Array, jax.Array]:
             masked = {name: (vectors[name], mask) for name, (_, mask) in sequences.items()}
             logits = self._predictor.apply(params, pooled, masked, dense)
-            losses = self._predictor.model.loss(logits, labels)
+            losses = self._predictor.loss(logits, labels)
             return jnp.sum(losses * self._label_weights * weights[:, None]), logits
 
         (loss, logits), (grad_params, grad_pooled, grad_vectors) = jax.value_and_grad(

@@ -15,6 +15,7 @@ from streamtrain.dense.model import ModelSettings, Params, build_model, features
 from streamtrain.dense.state import placed
 from streamtrain.errors import ConfigError
 from streamtrain.layout import Layout
+from streamtrain.plugins import blamed
 
 __all__ = ["DensePredictor"]
 
@@ -41,10 +42,13 @@ class DensePredictor:
         Raises:
           ConfigError: there is no such model, or it cannot use these inputs.
         """
-        self.model = build_model(layout, model)
+        self._name = f"model {model.kind!r}"
+        with blamed(ConfigError, f"{self._name}: making it"):
+            self.model = build_model(layout, model)
         self.buckets = Buckets(batch_size, buckets)
         self._layout = layout
-        self.params_shapes = _params_shapes(self.model.init)
+        with blamed(ConfigError, f"{self._name}: init"):
+            self.params_shapes = _params_shapes(self.model.init)
         self._program = Program("predict", self.apply, self._shapes)
 
     @property
@@ -105,14 +109,34 @@ class DensePredictor:
         Raises:
           ConfigError: the model returns another shape than `[P, L]`, or another dtype than float32.
         """
-        logits = self.model.apply(params, features_of(self.model.inputs, pooled, sequences, dense))
-        wanted = (len(pooled), len(self._layout.labels))
-        if logits.shape != wanted or logits.dtype != jnp.float32:
-            raise ConfigError(
-                f"{type(self.model).__name__}.apply must return float32 logits of shape [samples, labels] = "
-                f"{list(wanted)}; it returned {logits.dtype.name}{list(logits.shape)}"
-            )
+        with blamed(ConfigError, f"{self._name}: apply"):
+            logits = self.model.apply(params, features_of(self.model.inputs, pooled, sequences, dense))
+        self._check_shape("apply", "logits", logits, len(pooled))
         return logits
+
+    def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """The model's losses, checked while traced. Pure.
+
+        Raises:
+          ConfigError: as `apply`; a shape that merely broadcasts would add up the losses of other samples.
+        """
+        with blamed(ConfigError, f"{self._name}: loss"):
+            losses = self.model.loss(logits, labels)
+        self._check_shape("loss", "losses", losses, len(logits))
+        return losses
+
+    def _check_shape(self, method: str, what: str, found: Any, samples: int) -> None:
+        wanted = (samples, len(self._layout.labels))
+        if not isinstance(found, jax.Array):
+            returned = type(found).__name__
+        elif found.shape != wanted or found.dtype != jnp.float32:
+            returned = f"{found.dtype.name}{list(found.shape)}"
+        else:
+            return
+        raise ConfigError(
+            f"{self._name}: {type(self.model).__name__}.{method} must return float32 {what} of shape [samples, labels] = "
+            f"{list(wanted)}; it returned {returned}"
+        )
 
     def minibatch_shapes(self, bucket: int) -> tuple[Any, ...]:
         """Shapes of pooled, sequences and dense, padded to `bucket`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from streamtrain.samples.values import check_values, table_of
 from streamtrain.sources import Chunk
 
 __all__ = ["DecodedChunk", "Decoder"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,11 @@ class Decoder:
     def __init__(self, schema: Schema, codec: str = "json", record_bytes_max: int = RECORD_BYTES_MAX) -> None:
         self.columns = SampleColumns(schema)
         self._dense_slots = {n: slot for n, slot in schema.slots.items() if isinstance(slot, DenseSlot)}
-        self._codec: RecordCodec = plugins.load("codecs", codec)(schema)
+        self._codec_name = f"codec {codec!r}"
+        with plugins.blamed(ConfigError, f"{self._codec_name}: making it"):
+            self._codec: RecordCodec = plugins.load("codecs", codec)(schema)
         self._record_bytes_max = record_bytes_max
+        self._told = False
 
     def warm_up(self) -> None:
         """Compiles every kernel that decoding can need, so that the first chunk of a stream waits for none."""
@@ -128,9 +134,21 @@ class Decoder:
         if not payloads:
             return self.columns.arrow_schema.empty_table(), np.empty(0, np.int64)
         try:
-            return self._codec.decode_columns(payloads), np.asarray(kept, np.int64)
+            table = self._codec.decode_columns(payloads)
         except CodecError:
             return self._decode_one_by_one(chunk, payloads, kept, bad)
+        except Exception as error:
+            # A third party's: the exact way says which record it is, or does without.
+            if not self._told:
+                logger.warning("%s: decode_columns failed, decoding is slow: %r", self._codec_name, error)
+            self._told = True
+            return self._decode_one_by_one(chunk, payloads, kept, bad)
+        if table.num_rows != len(payloads):
+            raise ConfigError(
+                f"{self._codec_name}: decode_columns made {table.num_rows} rows of {len(payloads)} records; it must make "
+                "one of each, in order"
+            )
+        return table, np.asarray(kept, np.int64)
 
     def _decode_one_by_one(
         self, chunk: Chunk, payloads: list[bytes], indices: list[int], bad: list[BadSample]
@@ -143,7 +161,12 @@ class Decoder:
                 kept.append(index)
             except BadSample as error:
                 bad.append(_placed(error, chunk, index))
-        return table_of(rows, self.columns.fields), np.asarray(kept, np.int64)
+            except Exception as error:
+                # A third party's codec that trips over one record is no reason to stop: the breaker tells of many.
+                detail = f"{self._codec_name} failed: {type(error).__name__}: {error}"
+                bad.append(_placed(BadSample("codec", detail), chunk, index))
+        with plugins.blamed(ConfigError, f"{self._codec_name}: what decode_one gave"):
+            return table_of(rows, self.columns.fields), np.asarray(kept, np.int64)
 
     def _refusal(self, record: bytes | None) -> BadSample:
         if not record:

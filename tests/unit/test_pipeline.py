@@ -71,10 +71,16 @@ async def test_a_cancelled_feed_that_waits_for_room_still_says_the_end() -> None
     assert taken(handoff)[0] == 0 and "decode" not in {t.name for t in threading.enumerate()}
 
 
-@pytest.mark.parametrize("fault", [SourceError("gone"), RuntimeError("a bug")])
-async def test_a_final_fault_is_raised_after_the_end_is_said(fault: Exception) -> None:
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (SourceError("gone"), "^gone$"),
+        (RuntimeError("a bug"), r"^source 'ScriptedSource': read failed: RuntimeError: a bug \(raised at "),
+    ],
+)
+async def test_a_final_fault_is_raised_after_the_end_is_said(fault: Exception, message: str) -> None:
     handoff = Handoff(10)
-    with pytest.raises(type(fault)):
+    with pytest.raises(SourceError, match=message):
         await feed(handoff, chunk(0, 4), fault).run()
     assert taken(handoff) == [0, None]
 

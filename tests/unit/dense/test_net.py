@@ -252,6 +252,36 @@ class Narrow(Squared):
         return features.pooled["a"][:, 0] * params["scale"]
 
 
+class Summed(Squared):
+    def loss(self, logits, labels):
+        return super().loss(logits, labels).sum(1)
+
+
+class Lost(Squared):
+    def apply(self, params, features):
+        return features.pooled["absent"]
+
+
+class Listed(Squared):
+    def apply(self, params, features):
+        return [features.pooled["a"]]
+
+
+class Unmade(Squared):
+    def __init__(self, inputs, settings):
+        raise RuntimeError("boom")
+
+
+class Uninitial(Squared):
+    def init(self, key):
+        raise RuntimeError("boom")
+
+
+class Lossless(Squared):
+    def loss(self, logits, labels):
+        raise RuntimeError("boom")
+
+
 def test_a_models_own_loss_is_the_one_that_is_learned():
     layout = layout_of({"a": 1})
     own = net_of(layout, f"{__name__}:Squared")
@@ -273,6 +303,19 @@ def test_a_models_own_loss_is_the_one_that_is_learned():
             f"{__name__}:Narrow",
             r"Narrow.apply must return float32 logits .* \[16, 1\]; it returned float32\[16\]",
         ),
+        (f"{__name__}:Listed", r"Listed.apply must return float32 logits .*; it returned list"),
+        # [16] would broadcast with weights of [16, 1] to losses of other samples, without a word.
+        (
+            f"{__name__}:Summed",
+            r"Summed.loss must return float32 losses .* \[16, 1\]; it returned float32\[16\]",
+        ),
+        (f"{__name__}:Lost", r"Lost': apply failed: KeyError: 'absent' \(raised at .*test_net.py:\d+\)"),
+        (
+            f"{__name__}:Unmade",
+            r"Unmade': making it failed: RuntimeError: boom \(raised at .*test_net.py:\d+\)",
+        ),
+        (f"{__name__}:Uninitial", r"Uninitial': init failed: RuntimeError: boom"),
+        (f"{__name__}:Lossless", r"Lossless': loss failed: RuntimeError: boom"),
         (f"{__name__}:digest", "is not a subclass of streamtrain.dense.model.Model"),
         (f"{__name__}:Absent", "cannot load"),
         ("transformer", "no models plug-in is called 'transformer'"),

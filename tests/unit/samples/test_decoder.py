@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import orjson
@@ -21,6 +23,33 @@ from tests.reference_samples import feature_id
 from tests.unit.samples.schemas import SMALL, chunk_of
 
 GOOD = b'{"click": 1, "user": 5, "tags": [1, 2]}'
+
+
+class Clumsy(JsonCodec):
+    """A third party's codec, which trips over some records."""
+
+    def decode_columns(self, records: Sequence[bytes]) -> pa.Table:
+        if any(b"trip" in record for record in records):
+            raise KeyError("columns")
+        table = super().decode_columns(records)
+        return table.slice(1) if any(b"lose" in record for record in records) else table
+
+    def decode_one(self, record: bytes) -> dict[str, Any]:
+        if b"trip" in record:
+            raise ZeroDivisionError("one")
+        return super().decode_one(record)
+
+
+def test_a_record_that_a_codec_trips_over_is_bad_and_the_others_are_learned() -> None:
+    good = b'{"user": 1, "click": 1}'
+    decoder = Decoder(SMALL, codec=f"{__name__}:Clumsy")
+    decoded = decoder.decode(chunk_of([good, b'{"trip": 1}', good]))
+    assert decoded.offsets.tolist() == [0, 2]
+    (bad,) = decoded.bad
+    assert (bad.reason, bad.offset) == ("codec", 1)
+    assert f"codec '{__name__}:Clumsy' failed: ZeroDivisionError: one" in str(bad)
+    with pytest.raises(ConfigError, match="decode_columns made 1 rows of 2 records"):
+        decoder.decode(chunk_of([good, b'{"lose": 1, "user": 1, "click": 1}']))
 
 
 def test_bad_records_are_named_by_partition_offset_and_field() -> None:

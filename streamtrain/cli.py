@@ -11,7 +11,18 @@ from streamtrain.errors import ConfigError, Fenced, StreamtrainError
 
 __all__ = ["main"]
 
-_COMMANDS = ("init", "run", "evaluate", "produce", "follow", "inspect", "verify", "replay", "rollback")
+_COMMANDS = (
+    "init",
+    "run",
+    "evaluate",
+    "produce",
+    "follow",
+    "inspect",
+    "verify",
+    "replay",
+    "rollback",
+    "migrate",
+)
 
 _EXAMPLES = """\
 examples:

@@ -8,7 +8,7 @@ from typing import Any
 from streamtrain.config import Job, parse_job
 from streamtrain.errors import ConfigError
 
-__all__ = ["check_same_model"]
+__all__ = ["check_same_model", "differences"]
 
 # What decides the bits of the model. Everything else may change from one start to the next.
 _DECIDING = ("seed", "schema", "tables", "model", "optimizer")
@@ -18,19 +18,28 @@ _FREE = {"rows_max"}
 
 def check_same_model(job: Job, recorded: Mapping[str, Any], log_path: str) -> None:
     """Raises ConfigError where the job differs from the one that made the log in something that decides its bits."""
-    now, recorded = job.describe(), _completed(recorded, log_path)
-    differences = [
+    found = [
         f"  {path}: the log has {_show(before)}, the job says {_show(after)}"
-        for section in _DECIDING
-        for path, before, after in _differences(section, recorded.get(section), now.get(section))
+        for path, before, after in differences(job, recorded, log_path)
     ]
-    if differences:
+    if found:
         raise ConfigError(
             f"the log at {log_path} holds a model that was made with other settings:\n"
-            + "\n".join(differences)
-            + "\nA model cannot change these while it lives: set them back, or give the new model a log.path of its own. "
-            f"Where nothing is lost (`streamtrain inspect {log_path}` says 0 samples), remove the directory instead"
+            + "\n".join(found)
+            + "\nA model cannot change these while it lives: set them back, or set another log.path and begin there with "
+            f"what was learned (`streamtrain migrate CONFIG --from {log_path}`) or with nothing. Where nothing is lost "
+            f"(`streamtrain inspect {log_path}` says 0 samples), remove the directory instead"
         )
+
+
+def differences(job: Job, recorded: Mapping[str, Any], log_path: str) -> list[tuple[str, Any, Any]]:
+    """Settings that decide the bits of a model: their path, value in `recorded` (a log's description), and in `job`."""
+    now, recorded = job.describe(), _completed(recorded, log_path)
+    return [
+        difference
+        for section in _DECIDING
+        for difference in _differences(section, recorded.get(section), now.get(section))
+    ]
 
 
 def _completed(recorded: Mapping[str, Any], log_path: str) -> Mapping[str, Any]:

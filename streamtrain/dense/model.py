@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -18,6 +19,7 @@ from streamtrain.layout import Layout, Sequence
 from streamtrain.settings import Settings
 
 __all__ = [
+    "Column",
     "Features",
     "Inputs",
     "Model",
@@ -30,6 +32,9 @@ __all__ = [
 
 Params = Any
 """A pytree (dicts and lists, usually) whose leaves are float32 arrays."""
+
+Column = tuple[str | int, ...]
+"""What one number of a sample is, whatever stands beside it: the slot and the place in it, mostly."""
 
 
 class ModelSettings(Settings):
@@ -48,13 +53,13 @@ class Inputs:
     Attributes:
       pooled: by slot, in the schema's order, the dim of its pooled vector.
       sequences: by slot, its length_max, dim, table and the slot that it `shares` ids with, if any.
-      dense_width: F, floats a sample.
+      dense: by dense slot, in the schema's order, its floats.
       labels: names of the labels; L = len(labels) logits a sample are wanted, in this order.
     """
 
     pooled: dict[str, int]
     sequences: dict[str, Sequence]
-    dense_width: int
+    dense: dict[str, int]
     labels: tuple[str, ...]
 
     @staticmethod
@@ -62,9 +67,14 @@ class Inputs:
         return Inputs(
             {columns.name: columns.dim for columns in layout.pooled},
             {sequence.name: sequence for sequence in layout.sequences},
-            layout.dense_width,
+            {columns.name: columns.size for columns in layout.dense},
             layout.labels,
         )
+
+    @property
+    def dense_width(self) -> int:
+        """F, floats a sample."""
+        return sum(self.dense.values())
 
     @property
     def pooled_width(self) -> int:
@@ -123,6 +133,14 @@ class Model(ABC):
     @abstractmethod
     def apply(self, params: Params, features: Features) -> jax.Array:
         """`[B, L]` float32 logits; the sigmoid of one is the probability of its label."""
+
+    def columns(self) -> Mapping[str, SequenceOf[Column]] | None:
+        """What each index of a parameter's first axis stands for, by the parameter's path (`layers/0/kernel`).
+
+        `streamtrain migrate` moves these parameters along with their slots; those not named depend on no slot. None, the
+        default, is not to know: then a change of slots or dims begins all dense parameters anew.
+        """
+        return None
 
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """`[B, L]` losses of `[B, L]` logits and labels in [0, 1]. Default: sigmoid cross-entropy.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,28 @@ class ModelDescription:
       model_id: 32 hex digits, made once; every record, store and export names it.
       created_at_ms: milliseconds since 1970.
       job: the resolved job description: JSON values, no secrets.
+      migrated: the models that this one was migrated from, oldest first: of each `model_id`, the `epoch` that was taken
+        over and what became of it; see `streamtrain.migration`. Empty where it began with nothing.
     """
 
     name: str
     model_id: str
     created_at_ms: int
     job: Mapping[str, Any]
+    migrated: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
     @staticmethod
-    def new(name: str, job: Mapping[str, Any]) -> ModelDescription:
-        return ModelDescription(name, uuid.uuid4().hex, time.time_ns() // 1_000_000, job)
+    def new(
+        name: str, job: Mapping[str, Any], migrated: Sequence[Mapping[str, Any]] = ()
+    ) -> ModelDescription:
+        return ModelDescription(name, uuid.uuid4().hex, time.time_ns() // 1_000_000, job, migrated)
 
     def to_json(self) -> bytes:
         """Raises TypeError where the job holds what JSON does not."""
-        return seal({"format": _FORMAT, **asdict(self)}, option=orjson.OPT_INDENT_2)
+        fields = asdict(self)
+        if not self.migrated:
+            del fields["migrated"]
+        return seal({"format": _FORMAT, **fields}, option=orjson.OPT_INDENT_2)
 
     @staticmethod
     def from_json(text: bytes, path: Path) -> ModelDescription:

@@ -9,8 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from streamtrain.dense.model import Features, Inputs, Model, Params
-from streamtrain.dense.models.layers import TowerSettings, apply_layers, init_layers, require_pooled
+from streamtrain.dense.model import Column, Features, Inputs, Model, Params
+from streamtrain.dense.models.layers import (
+    TowerSettings,
+    apply_layers,
+    dense_columns,
+    init_layers,
+    pooled_columns,
+    require_pooled,
+)
 from streamtrain.errors import ConfigError
 
 __all__ = ["DeepFM"]
@@ -52,6 +59,9 @@ class DeepFM(Model):
         if self._labels > 1:
             params["pair_scale"] = jnp.ones(self._labels)
         return params
+
+    def columns(self) -> dict[str, list[Column]]:
+        return {"layers/0/kernel": pooled_columns(self.inputs, self._labels) + dense_columns(self.inputs)}
 
     def apply(self, params: Params, features: Features) -> jax.Array:
         linear, factors = self._parts(features.pooled_flat)

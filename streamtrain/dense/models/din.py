@@ -8,8 +8,16 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from streamtrain.dense.model import Features, Inputs, Model, Params, SequenceFeatures
-from streamtrain.dense.models.layers import Layers, TowerSettings, Width, apply_layers, init_layers
+from streamtrain.dense.model import Column, Features, Inputs, Model, Params, SequenceFeatures
+from streamtrain.dense.models.layers import (
+    Layers,
+    TowerSettings,
+    Width,
+    apply_layers,
+    dense_columns,
+    init_layers,
+    pooled_columns,
+)
 from streamtrain.errors import ConfigError
 
 __all__ = ["Din", "DinSettings"]
@@ -61,6 +69,17 @@ class Din(Model):
             },
             "layers": init_layers(tower, [width, *self.settings.hidden, len(self.inputs.labels)], activation),
         }
+
+    def columns(self) -> dict[str, list[Column]]:
+        dims = {slot: sequence.dim for slot, sequence in self.inputs.sequences.items()}
+        interests: list[Column] = [(slot, d) for slot in self._targets for d in range(dims[slot])]
+        scored = ("query", "key", "difference", "product")
+        attention: dict[str, list[Column]] = {
+            f"attention/{slot}/0/kernel": [(part, d) for part in scored for d in range(dims[slot])]
+            for slot in self._targets
+        }
+        flat = pooled_columns(self.inputs) + dense_columns(self.inputs)
+        return {**attention, "layers/0/kernel": flat + interests}
 
     def apply(self, params: Params, features: Features) -> jax.Array:
         interests = [

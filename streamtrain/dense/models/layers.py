@@ -10,10 +10,20 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from streamtrain.dense.model import Inputs, ModelSettings
+from streamtrain.dense.model import Column, Inputs, ModelSettings
 from streamtrain.errors import ConfigError
 
-__all__ = ["Activation", "Layers", "TowerSettings", "Width", "apply_layers", "init_layers", "require_pooled"]
+__all__ = [
+    "Activation",
+    "Layers",
+    "TowerSettings",
+    "Width",
+    "apply_layers",
+    "dense_columns",
+    "init_layers",
+    "pooled_columns",
+    "require_pooled",
+]
 
 Activation = Literal["relu", "prelu"]
 Layers = list[dict[str, jax.Array]]
@@ -68,6 +78,16 @@ def apply_layers(layers: Layers, x: jax.Array) -> jax.Array:
         x = x @ layer["kernel"] + layer["bias"]
         x = jnp.where(x > 0, x, layer["slope"] * x) if "slope" in layer else jax.nn.relu(x)
     return x @ layers[-1]["kernel"] + layers[-1]["bias"]
+
+
+def pooled_columns(inputs: Inputs, first: int = 0) -> list[Column]:
+    """What the pooled vectors side by side consist of, each without its first `first` weights."""
+    return [(slot, d) for slot, dim in inputs.pooled.items() for d in range(first, dim)]
+
+
+def dense_columns(inputs: Inputs) -> list[Column]:
+    """What the dense floats side by side consist of."""
+    return [(slot, i) for slot, size in inputs.dense.items() for i in range(size)]
 
 
 def require_pooled(inputs: Inputs, model: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from streamtrain.dense.model import Features, Inputs, Model, Params
-from streamtrain.dense.models.layers import require_pooled
+from streamtrain.dense.model import Column, Features, Inputs, Model, Params
+from streamtrain.dense.models.layers import dense_columns, require_pooled
 from streamtrain.errors import ConfigError
 
 __all__ = ["Linear"]
@@ -33,6 +33,9 @@ class Linear(Model):
     def init(self, key: jax.Array) -> Params:
         labels = len(self.inputs.labels)
         return {"kernel": jnp.zeros((self.inputs.dense_width, labels)), "bias": jnp.zeros(labels)}
+
+    def columns(self) -> dict[str, list[Column]]:
+        return {"kernel": dense_columns(self.inputs)}
 
     def apply(self, params: Params, features: Features) -> jax.Array:
         slots = features.pooled_flat.reshape(-1, len(self.inputs.pooled), len(self.inputs.labels))

@@ -7,8 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from streamtrain.dense.model import Features, Inputs, Model, Params
-from streamtrain.dense.models.layers import TowerSettings, apply_layers, init_layers, require_pooled
+from streamtrain.dense.model import Column, Features, Inputs, Model, Params
+from streamtrain.dense.models.layers import (
+    TowerSettings,
+    apply_layers,
+    dense_columns,
+    init_layers,
+    pooled_columns,
+    require_pooled,
+)
 
 __all__ = ["Mlp"]
 
@@ -29,6 +36,9 @@ class Mlp(Model):
         width = self.inputs.pooled_width + self.inputs.dense_width
         widths = [width, *self.settings.hidden, len(self.inputs.labels)]
         return {"layers": init_layers(key, widths, self.settings.activation)}
+
+    def columns(self) -> dict[str, list[Column]]:
+        return {"layers/0/kernel": pooled_columns(self.inputs) + dense_columns(self.inputs)}
 
     def apply(self, params: Params, features: Features) -> jax.Array:
         return apply_layers(params["layers"], jnp.concatenate([features.pooled_flat, features.dense], axis=1))

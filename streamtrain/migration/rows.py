@@ -1,0 +1,85 @@
+"""Rows of one embedding table, carried over to other settings of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.log.record import TableRows
+from streamtrain.sparse.init import Initializer
+from streamtrain.sparse.optimizers import row_optimizer, slots_of
+from streamtrain.sparse.settings import Adagrad, Adam, AnyOptimizer, Ftrl
+from streamtrain.sparse.tables import AnyTable
+
+__all__ = ["carried_over", "keeps_rows"]
+
+_CHUNK_ROWS = 1 << 16
+
+# What may change about a table without its ids meaning something else.
+_CARRIED = {"dim", "optimizer", "init", "rows_max", "admission", "unadmitted", "expiry", "decay"}
+
+
+def keeps_rows(before: AnyTable, after: AnyTable) -> bool:
+    """Whether rows of a table with settings `before` mean the same with settings `after`.
+
+    Not where the table's kind or sizes differ: then the same id stands for other rows. The dim of a hashed table is one of
+    these too, because its rows may hold parts of a vector.
+    """
+    free = _CARRIED if before.kind == "dynamic" else _CARRIED - {"dim"}
+    return before.kind == after.kind and before.model_dump(exclude=free) == after.model_dump(exclude=free)
+
+
+def carried_over(name: str, rows: TableRows, before: AnyTable, after: AnyTable, seed: int) -> TableRows:
+    """The rows with the weights and optimizer state that the new settings have room for.
+
+    Weights that are new start as those of a new row do, by hash of (seed, table, id); those beyond the new dim are cut.
+    Optimizer state stays with its weight where the optimizer's kind is the same, whatever its rates, and starts anew
+    where it is another. Counts and last steps stay.
+
+    Args:
+      name: the table's.
+      rows: `[R]` of them, without tombstones.
+      before, after: its settings; `keeps_rows` of them is true.
+      seed: the migrated model's.
+    """
+    if (before.row_dim, before.optimizer.kind) == (after.row_dim, after.optimizer.kind):
+        return rows
+    dim, slots = after.row_dim, slots_of(after.optimizer, after.row_dim)
+    weights, state = np.empty((len(rows.ids), dim), np.float32), np.empty((len(rows.ids), slots), np.float32)
+    initializer = Initializer(after.init, seed, name)
+    for start in range(0, len(rows.ids), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
+        words = _words(initializer, after, rows.ids[part], rows.weights[part])
+        if before.optimizer.kind == after.optimizer.kind:
+            for old, new in _moves(after.optimizer, before.row_dim, dim):
+                words[:, dim:][:, new] = rows.slots[part][:, old]
+        weights[part], state[part] = words[:, :dim], words[:, dim:]
+    return TableRows(rows.ids, weights, state, rows.counts, rows.last_steps)
+
+
+def _words(
+    initializer: Initializer, after: AnyTable, ids: NDArray[np.uint64], weights: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """`[n, D + K]` rows: the weights that there were, the rest as it starts."""
+    dim = after.row_dim
+    words = np.empty((len(ids), dim + slots_of(after.optimizer, dim)), np.float32)
+    rows, every = np.arange(len(ids), dtype=np.int32), np.ones(len(ids), np.bool_)
+    initializer.fill(words, dim, np.ascontiguousarray(ids), rows, every)
+    kept = min(dim, weights.shape[1])
+    words[:, :kept] = weights[:, :kept]
+    # After the weights: some optimizers begin with a state that has the weight as its solution.
+    row_optimizer(after.optimizer, dim).start(words, dim, rows, every)
+    return words
+
+
+def _moves(optimizer: AnyOptimizer, before: int, after: int) -> Iterator[tuple[slice, slice]]:
+    """Pairs of where a weight's state stood among the slots, and where it stands, as `sparse.optimizers` lays it out."""
+    kept = min(before, after)
+    vectors = {Adagrad: 1, Adam: 2, Ftrl: 2}.get(type(optimizer), 0)
+    for vector in range(vectors):
+        yield slice(vector * before, vector * before + kept), slice(vector * after, vector * after + kept)
+    # What a row has once (Adam's number of updates, row-wise Adagrad's sum) stands behind them.
+    if slots_of(optimizer, after) > vectors * after:
+        yield slice(vectors * before, None), slice(vectors * after, None)

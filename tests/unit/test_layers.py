@@ -34,6 +34,8 @@ ALLOWED = {
         "dense",
         "serving",
     },
+    "streamtrain.dictionary": {"errors", "settings", "sparse", "dictionary"},
+    "streamtrain.analysis": {"errors", "layout", "samples", "log", "sparse", "dictionary", "analysis"},
     "streamtrain.exports": {"errors", "settings", "plugins", "log", "serving"},
     "streamtrain.kafka_connection": {"errors", "settings"},
     "streamtrain.dead_letters": {"errors", "settings", "sources", "kafka_connection", "dead_letters"},
@@ -57,6 +59,7 @@ ONLY = {
     "jax": ("streamtrain.dense",),
     "optax": ("streamtrain.dense",),
     "aiohttp": ("streamtrain.http",),
+    "matplotlib": ("streamtrain.analysis.picture",),
     "prometheus_client": ("streamtrain.metrics", "streamtrain.http"),
 }
 
@@ -116,6 +119,7 @@ def test_each_library_is_imported_by_its_own_package_only() -> None:
             ("aiokafka", "redis", "consumers", "streamtrain.training", "streamtrain.service"),
         ),
         ("import streamtrain.log.epoch_log, streamtrain.log.inspect", ("jax", "aiokafka", "redis", "numba")),
+        ("import streamtrain.commands.inspect_table", ("jax", "aiokafka", "redis", "numba", "matplotlib")),
         ("import streamtrain.cli", ("jax", "aiokafka", "redis", "numba", "pyarrow")),
         ("import streamtrain.config", ("jax", "aiokafka", "redis")),
     ],

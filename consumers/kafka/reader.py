@@ -411,7 +411,7 @@ async def patiently(attempt: Callable[[], Awaitable[_T]], settings: KafkaSetting
             if loop.time() + pause >= deadline:
                 raise SourceUnavailable(
                     f"Kafka at {settings.bootstrap_servers} has not answered for {settings.unavailable_after_s:g} s "
-                    f"({error or type(error).__name__}): check source.bootstrap_servers, the network and the brokers"
+                    f"({str(error) or type(error).__name__}): check source.bootstrap_servers, the network and the brokers"
                 ) from error
         await asyncio.sleep(pause)
         pause = min(2 * pause, _BACKOFF_MAX_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from aiokafka.errors import OffsetOutOfRangeError
 
@@ -10,7 +11,7 @@ from consumers.kafka.positions import number_of
 from consumers.kafka.reader import cut, patiently
 from consumers.kafka.session import Session
 from consumers.kafka.settings import KafkaSettings
-from streamtrain.errors import OffsetOutOfRange, SourceUnavailable
+from streamtrain.errors import OffsetOutOfRange
 from streamtrain.sources import Chunk
 
 __all__ = ["SpanReader"]
@@ -41,7 +42,10 @@ class SpanReader:
         number = number_of(partition, self._settings.topic)
         async with self._lock:
             try:
-                return await patiently(lambda: self._read(partition, number, first, next), self._settings)
+                session = await patiently(
+                    lambda: self._placed(partition, number, first, next), self._settings
+                )
+                return await self._collect(session, partition, first, next)
             except BaseException:
                 await self._drop()
                 raise
@@ -51,7 +55,8 @@ class SpanReader:
         async with self._lock:
             await self._drop()
 
-    async def _read(self, partition: str, number: int, first: int, next: int) -> list[Chunk]:
+    async def _placed(self, partition: str, number: int, first: int, next: int) -> Session:
+        """A connection that reads the partition from `first` on."""
         session = self._session or await self._connect()
         if self._at != (partition, first):
             begin, end = await session.begin([number]), await session.end([number])
@@ -62,29 +67,21 @@ class SpanReader:
                 )
             session.assign({number: first})
         self._at = None
+        return session
+
+    async def _collect(self, session: Session, partition: str, first: int, next: int) -> list[Chunk]:
         chunks: list[Chunk] = []
         position = first
-        try:
-            while position < next:
-                # No more records than there are offsets, so that the next span begins where this one ends.
-                chunks += await self._poll(session, min(next - position, self._settings.chunk_records_max))
-                position = chunks[-1].next if chunks else first
-        except OffsetOutOfRangeError as error:
-            raise OffsetOutOfRange(
-                f"{partition}: offsets {position} to {next} were deleted just now"
-            ) from error
+        while position < next:
+            # No more records than there are offsets, so that the next span begins where this one ends.
+            records_max = min(next - position, self._settings.chunk_records_max)
+            # Each answer has a patience of its own: a long span may take what it takes.
+            poll = partial(_poll, session, records_max, f"{partition}: offsets {position} to {next}")
+            chunks += await patiently(poll, self._settings)
+            position = chunks[-1].next
         if chunks and chunks[-1].next == next:
             self._at = (partition, next)
         return [cut(chunk, next) for chunk in chunks]
-
-    async def _poll(self, session: Session, records_max: int) -> list[Chunk]:
-        deadline = asyncio.get_running_loop().time() + self._settings.unavailable_after_s
-        while not (chunks := await session.poll(records_max, _POLL_S)):
-            if asyncio.get_running_loop().time() > deadline:
-                raise SourceUnavailable(
-                    f"Kafka at {self._settings.bootstrap_servers} sends no records for replay"
-                )
-        return chunks
 
     async def _connect(self) -> Session:
         session = self._session = Session(self._settings, group_id=None)
@@ -95,3 +92,13 @@ class SpanReader:
         session, self._session, self._at = self._session, None, None
         if session is not None:
             await session.close()
+
+
+async def _poll(session: Session, records_max: int, wanted: str) -> list[Chunk]:
+    """The next records, however long they take: the caller bounds it."""
+    try:
+        while not (chunks := await session.poll(records_max, _POLL_S)):
+            pass
+    except OffsetOutOfRangeError as error:
+        raise OffsetOutOfRange(f"{wanted} were deleted just now") from error
+    return chunks

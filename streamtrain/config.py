@@ -16,12 +16,13 @@ from pydantic_core import ErrorDetails
 from streamtrain import plugins
 from streamtrain.dead_letters.settings import DeadLetterTopic
 from streamtrain.dense.optimizers import AnyDenseOptimizer, DenseAdam
+from streamtrain.dictionary.settings import ReverseDictionarySettings
 from streamtrain.errors import ConfigError
 from streamtrain.kafka_connection import KafkaConnection
 from streamtrain.layout import Layout
 from streamtrain.log.settings import LogSettings
 from streamtrain.ownership import FailoverSettings
-from streamtrain.samples.schema import Name, Schema
+from streamtrain.samples.schema import Name, Schema, SequenceSlot, SparseSlot
 from streamtrain.settings import Settings
 from streamtrain.sparse.tables import AnyTable
 from streamtrain.store.settings import StoreSettings
@@ -76,6 +77,8 @@ class _Fixed(Settings):
     """Where rows are kept beside the log."""
     failover: FailoverSettings | None = None
     """Standbys that take over. Default: this daemon is alone with the log."""
+    reverse_dictionary: dict[Name, ReverseDictionarySettings] = Field(default_factory=dict)
+    """By slot, that the original values of its ids are to be kept for `streamtrain inspect`. Default: of none."""
     http: HttpSettings = HttpSettings()
     """Metrics and probes."""
     logging: LoggingSettings = LoggingSettings()
@@ -165,6 +168,9 @@ def parse_job(data: dict[str, Any], where: str, overridden: Mapping[str, str] | 
         raise ConfigError(_fault(where, ("training", "bad_samples", "dead_letters"), None, fault, overridden))
     if fault := _failover_fault(job):
         raise ConfigError(_fault(where, ("failover", "group_id"), None, fault, overridden))
+    for slot in job.reverse_dictionary:
+        if fault := _reverse_dictionary_fault(job.sample_schema, slot):
+            raise ConfigError(_fault(where, ("reverse_dictionary", slot), None, fault, overridden))
     return job
 
 
@@ -198,6 +204,19 @@ def _failover_fault(job: Job) -> str:
             f"{job.failover.group_id!r} is source.group_id as well: Kafka takes mirrored positions of no group that has "
             "members; give each a group of its own"
         )
+    return ""
+
+
+def _reverse_dictionary_fault(schema: Schema, name: str) -> str:
+    """As `_dead_letters_fault`, between the reverse dictionary of a slot and the schema."""
+    slot = schema.slots.get(name)
+    if not isinstance(slot, (SparseSlot, SequenceSlot)):
+        able = [
+            n for n, s in schema.slots.items() if isinstance(s, (SparseSlot, SequenceSlot)) and not s.shares
+        ]
+        return f"is not a sparse or sequence slot; there are: {', '.join(able) or 'none'}"
+    if slot.shares is not None:
+        return f"shares its ids with slot {slot.shares!r}: ask for reverse_dictionary.{slot.shares}"
     return ""
 
 

@@ -75,6 +75,8 @@ def write_reference() -> str:
                 title = f'[training.bad_samples.dead_letters] kind = "{_kind(member)}"'
                 parts += _section(title, member, level=3)
             parts += _section("[training.bad_samples.dead_letters.connection]", KafkaConnection, level=3)
+    dictionary = _members(_Fixed.model_fields["reverse_dictionary"].annotation)[0]
+    parts += _section("[reverse_dictionary.SLOT]", dictionary)
     parts += ["## [[exports]]\n", "Any number of them; `kind` names an exporter.\n"]
     for name in plugins.names("exporters"):
         parts += _section(f'[[exports]] kind = "{name}"', plugins.load("exporters", name).Settings, level=3)

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 
 from streamtrain import plugins
 from streamtrain.config import Job
+from streamtrain.dictionary.recorder import ValueRecorder
 from streamtrain.errors import Fenced
 from streamtrain.exports import ExportRunner
 from streamtrain.health import Health
@@ -178,6 +179,7 @@ class Service:
         stack.push_async_callback(asyncio.to_thread, self._committer.close)
         handoff = Handoff(job.training.queue_chunks_max)
         guard = BadSampleGuard(job.training.bad_samples)
+        await self._open_dictionary(log, decoder, stack)
         feed = Feed(source, decoder, guard, handoff, prefetch, self._metrics, letterbox)
         self._trainer = Trainer(
             learner, handoff, self._committer, job.training, job.log.epoch_interval_s, self._metrics
@@ -214,6 +216,13 @@ class Service:
         stack.push_async_callback(sink.close)
         await sink.open()
         return Letterbox(sink, self._metrics)
+
+    async def _open_dictionary(self, log: EpochLog, decoder: Decoder, stack: AsyncExitStack) -> None:
+        """From here on values are recorded: after the warm-up, whose samples are made up, and only by who learns."""
+        if self._job.reverse_dictionary:
+            recorder = await asyncio.to_thread(ValueRecorder, log.path, self._job.reverse_dictionary)
+            stack.push_async_callback(asyncio.to_thread, recorder.close)
+            decoder.columns.observer = recorder.see
 
     def _export_runners(self, log: EpochLog, stack: AsyncExitStack) -> dict[str, ExportRunner]:
         runners: dict[str, ExportRunner] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ EVENT_TIME_MS_MAX = 253_402_300_799_999
 """The end of the year 9999. A time in micro- or nanoseconds lies beyond it and would spoil the watermark for good."""
 
 
+Observer = Callable[[str, NDArray[np.int64] | pa.Array, NDArray[np.uint64]], None]
+"""Is told of a slot's namespace, the values that the good samples of a table have there, and their ids."""
+
+
 class SampleColumns:
     """Reads samples of one schema out of Arrow tables. Holds no state between calls; threads may share it.
 
@@ -30,12 +35,15 @@ class SampleColumns:
       fields: by name, the fields that the schema reads.
       arrow_schema: the columns that it wants of a codec. `extract` takes other fitting types too, and does
         without columns that are not there.
+      observer: told of the values of sparse and sequence slots as they are hashed, in the thread that reads; None
+        where nobody wants to know. Set before threads share it.
     """
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self.fields = fields_of(schema)
         self.arrow_schema = pa.schema([(name, field.arrow_type) for name, field in self.fields.items()])
+        self.observer: Observer | None = None
         self._dense_width = sum(s.size for s in schema.slots.values() if isinstance(s, DenseSlot))
         self._bucket_ids = {
             name: hash_ints(np.arange(len(slot.boundaries) + 1), name)
@@ -68,6 +76,7 @@ class SampleColumns:
         reading = _Reading(self, table, times_ms, labels_required)
         batch = reading.samples()
         if not reading.problems:
+            reading.tell()
             return batch, np.arange(table.num_rows), []
         # Bad rows are rare, so the good ones are simply read again without them; no slot has to be filtered.
         good = np.flatnonzero(~reading.problems.bad)
@@ -75,6 +84,7 @@ class SampleColumns:
         again = _Reading(self, table.select(known).take(good), times_ms[good], labels_required)
         batch = again.samples()
         assert not again.problems, again.problems.rows()
+        again.tell()
         return batch, good, reading.problems.rows()
 
 
@@ -92,6 +102,19 @@ class _Reading:
         )
         self.problems = Problems(table.num_rows)
         self._read: dict[str, Column] = {}
+        self._hashed: list[tuple[str, NDArray[np.int64] | pa.Array, NDArray[np.uint64]]] = []
+
+    def tell(self) -> None:
+        """Tells the observer, where there is one, what was hashed."""
+        if (observer := self.columns.observer) is not None:
+            for namespace, values, ids in self._hashed:
+                observer(namespace, values, ids)
+
+    def _hash(self, name: str, values: NDArray[np.int64] | pa.Array) -> NDArray[np.uint64]:
+        namespace = self.columns.schema.namespace(name)
+        ids = hash_values(values, namespace)
+        self._hashed.append((namespace, values, ids))
+        return ids
 
     def samples(self) -> SampleBatch:
         """All rows as samples, with `problems` filled."""
@@ -222,7 +245,7 @@ class _Reading:
     def _sparse(self, name: str, slot: SparseSlot) -> Ragged:
         field = slot.field or name
         column = self._column(field)
-        ids = hash_values(column.values, self.columns.schema.namespace(name))
+        ids = self._hash(name, column.values)
         if slot.weights is None:
             return Ragged(ids, column.offsets)
         weights, values = self._numbers(slot.weights)
@@ -246,7 +269,7 @@ class _Reading:
             # Kept value j of row i is the row's end minus as many as the row keeps from j on.
             tail = np.arange(shortened[-1]) + np.repeat(offsets[1:] - shortened[1:], kept)
             values, offsets = values.take(tail), shortened
-        return Ragged(hash_values(values, self.columns.schema.namespace(name)), offsets)
+        return Ragged(self._hash(name, values), offsets)
 
     def _bucket(self, name: str, slot: BucketSlot) -> Ragged:
         field = slot.field or name

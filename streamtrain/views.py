@@ -29,6 +29,7 @@ from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.settings import LogSettings
 from streamtrain.metrics import Metrics
+from streamtrain.plugins import blamed
 from streamtrain.sources import Source
 from streamtrain.store.applier import StoreApplier
 
@@ -169,7 +170,9 @@ class Views:
 
     async def _mirror(self) -> int:
         record = self._head.record
-        await self._source.committed(record.positions)
+        # Best effort, whatever a source makes of it: nothing reads the mirror back.
+        with blamed(SourceError, f"source {type(self._source).__name__!r}: committed"):
+            await self._source.committed(record.positions)
         return record.epoch
 
     async def _apply(self) -> int:

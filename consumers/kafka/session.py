@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from aiokafka import AIOKafkaConsumer
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import create_conn
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from consumers.kafka.positions import partition_name
@@ -41,6 +43,8 @@ class Session:
         options = settings.client_options()
         self._topic = settings.topic
         self._client = AIOKafkaClient(**options)
+        unknown = {"bootstrap_servers", "retry_backoff_ms"}
+        self._connection = {name: value for name, value in options.items() if name not in unknown}
         self._consumer = AIOKafkaConsumer(
             **options,
             group_id=group_id,
@@ -57,8 +61,20 @@ class Session:
 
     async def open(self) -> None:
         """Connects."""
-        await self._client.bootstrap()
+        try:
+            await self._client.bootstrap()
+        except KafkaConnectionError as error:
+            raise await self._reason(error) from error
         await self._consumer.start()
+
+    async def _reason(self, error: KafkaConnectionError) -> KafkaConnectionError:
+        """Why the first broker cannot be reached: aiokafka tells a refused password or certificate to its log alone."""
+        host, port, _ = self._client.hosts[0]
+        try:
+            (await create_conn(host, port, **self._connection)).close()
+        except (KafkaError, OSError, TimeoutError) as why:
+            return KafkaConnectionError(f"{host}:{port}: {type(why).__name__}: {why}")
+        return error
 
     async def close(self) -> None:
         """Disconnects within a few CLOSE_TIMEOUT_S, whatever state the connection is in."""

@@ -365,10 +365,28 @@ async def test_no_broker_is_reported_and_named() -> None:
     opened = KafkaSource(
         KafkaSettings(kind="kafka", bootstrap_servers="127.0.0.1:1", topic="clicks", unavailable_after_s=0.5)
     )
-    with pytest.raises(SourceUnavailable, match=r"Kafka at 127\.0\.0\.1:1 has not answered"):
+    why = r"Kafka at 127\.0\.0\.1:1 has not answered .*127\.0\.0\.1:1: ConnectionRefusedError"
+    with pytest.raises(SourceUnavailable, match=why):
         await opened.start(None)
     await opened.close()
     await opened.close()
+
+
+async def test_a_refused_certificate_or_password_is_told_as_such(kafka: KafkaServer) -> None:
+    """The broker of the tests speaks neither TLS nor SASL; to a client both look like a refusal."""
+    tls = KafkaSettings(
+        kind="kafka",
+        bootstrap_servers=kafka.bootstrap_servers,
+        topic="t",
+        security_protocol="SSL",
+        unavailable_after_s=0.5,
+        request_timeout_s=0.4,
+    )
+    opened = KafkaSource(tls)
+    with pytest.raises(SourceUnavailable) as told:
+        await opened.start(None)
+    await opened.close()
+    assert "Unable to bootstrap" not in str(told.value) and kafka.bootstrap_servers + ": " in str(told.value)
 
 
 async def test_an_outage_is_reported_and_nothing_is_lost_or_repeated_after_it(

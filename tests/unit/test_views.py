@@ -165,6 +165,16 @@ async def test_a_view_that_fails_is_tried_again_and_holds_up_nobody(error: Excep
         assert made.value("export_errors_total", exporter="deltas") == 3
 
 
+async def test_a_source_that_trips_over_the_mirror_is_named_and_holds_up_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = Source([KeyError("p")])
+    async with following(source=source) as made:
+        made.move(2)
+        await made.views.finish(30)
+    assert source.epochs[-1] == 20 and "source 'Source': committed failed: KeyError: 'p'" in caplog.text
+
+
 @pytest.mark.parametrize("error", [StoreRefused("another model"), CorruptRecord("epoch 3: damaged")])
 async def test_what_only_a_person_can_mend_stops_the_daemon(error: StreamtrainError) -> None:
     with pytest.raises(ExceptionGroup) as raised:

@@ -102,7 +102,7 @@ class Restorer:
     def _begin(self) -> None:
         def restore(records: Iterator[EpochRecord]) -> EpochRecord:
             return self._learner.restore(
-                self._checked(ahead(records)), sequential=self._sequential, rows=self._rows
+                ahead(self._checked(records)), sequential=self._sequential, rows=self._rows
             )
 
         if self._rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,18 +60,23 @@ def recover(log: LogReader, upto: int | None = None) -> Iterator[EpochRecord]:
         yield log.read(epoch)
 
 
-def ahead(records: Iterable[EpochRecord]) -> Iterator[EpochRecord]:
-    """The same records, each read and checked, in a thread of its own, while the one before it is worked on.
+def ahead(records: Iterable[EpochRecord], depth: int = 64) -> Iterator[EpochRecord]:
+    """The same records, read and checked in a thread of their own while those before them are worked on.
+
+    Args:
+      depth: how many are read before they are asked for; each holds a descriptor, and mapped memory.
 
     Raises: what `records` raises, in its place. Let go early, it waits for the record that is being read.
     """
     source = iter(records)
-    with ThreadPoolExecutor(1, "recovery") as reader:
-        coming = reader.submit(next, source, None)
-        while (record := coming.result()) is not None:
-            coming = reader.submit(next, source, None)
+    reader = ThreadPoolExecutor(1, "recovery")
+    try:
+        coming = deque(reader.submit(next, source, None) for _ in range(depth))
+        while (record := coming.popleft().result()) is not None:
+            coming.append(reader.submit(next, source, None))
             yield record
-            record = None  # Its mapped memory is let go before the next is waited for.
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 class Timed:

@@ -86,3 +86,27 @@ def test_uniting_goes_on_when_the_number_of_the_minibatch_wraps() -> None:
     uniter._serial = 2**32 - 2
     for _ in range(3):
         assert uniter.unite(values).ids.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 716, 717, 5000])
+def test_an_index_with_room_made_is_the_index_that_grew(count: int) -> None:
+    ids = np.random.default_rng(0).integers(0, 2**64, count, np.uint64)
+    grown, made = Index("grown", 10_000), Index("made", 10_000)
+    made.make_room(count)
+    room = made.memory_bytes
+    for index in (grown, made):
+        rows, fresh = insert(index, ids)
+        assert rows.tolist() == list(range(count)) and fresh.all()
+    assert made.memory_bytes == grown.memory_bytes == room + 8 * count
+    assert made.find(ids).tolist() == grown.find(ids).tolist()
+
+
+def test_room_is_made_for_no_more_than_the_bound_and_never_given_up() -> None:
+    index = Index("index", 1000)
+    index.make_room(1_000_000)
+    room = index.memory_bytes
+    assert room == 8 * 2048
+    insert(index, np.arange(500, dtype=np.uint64))
+    index.make_room(10)
+    assert index.memory_bytes == room + 8 * 500
+    assert (index.find(np.arange(500, dtype=np.uint64)) == np.arange(500)).all()

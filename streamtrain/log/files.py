@@ -108,6 +108,7 @@ class Aside:
         self._files = files
         self.path = directory / f"{os.getpid()}.{secrets.token_hex(4)}.{name}"
         self._descriptor: int | None = None
+        self._moved = False
 
     def __enter__(self) -> Aside:
         self._descriptor = self._files.create(self.path)
@@ -118,7 +119,8 @@ class Aside:
         # What remains aside is garbage whatever happened, and the next writer removes it too.
         try:
             with suppress(OSError):
-                self._files.unlink(self.path)
+                if not self._moved:
+                    self._files.unlink(self.path)
         finally:
             with suppress(OSError):
                 self._files.close(self._descriptor)
@@ -140,6 +142,11 @@ class Aside:
         assert self._descriptor is not None
         self._files.sync(self._descriptor)
         self._files.link(self.path, target)
+
+    def replace(self, target: Path) -> None:
+        """Gives the content its name, in place of whatever had it. Nothing is synced: for what may be lost."""
+        self._files.replace(self.path, target)
+        self._moved = True
 
 
 def clean_asides(files: Files, directory: Path, suffix: str = "") -> int:

@@ -23,8 +23,9 @@ from streamtrain.errors import CorruptRecord, EpochMissing, StreamtrainError
 from streamtrain.log import container, format
 from streamtrain.log.container import Stream
 from streamtrain.log.epoch_log import EpochLog
-from streamtrain.log.files import Files
-from streamtrain.log.merge import gather, merge
+from streamtrain.log.files import Files, typed_errors
+from streamtrain.log.merge import gather
+from streamtrain.log.ranges import merge_by_ranges
 from streamtrain.log.reader import LogReader
 from streamtrain.log.readers import Holding
 from streamtrain.log.record import EpochRecord, SpanTable, TableRows
@@ -76,7 +77,7 @@ def fold(path: Path | str, upto: int | None = None, files: Files | None = None) 
     base = max((base for base in log.bases() if base <= last), default=-1)
     while base < last:
         step = min(base + SOURCES_MAX, last)
-        folded = _fold_files(log, base, step)
+        folded = _fold_files(log, base, step, log.path / "tmp")
         log.add_base(folded.record, folded.rows)
         logger.info("folded base %d from %s", step, f"base {base}" if base >= 0 else "epoch 0")
         base = step
@@ -93,23 +94,26 @@ def refold_digest(log: LogReader, base: int, upto: int) -> str:
     return container.write(format.document(folded.record, "base", log.model.model_id), named)
 
 
-def _fold_files(log: LogReader, base: int, upto: int) -> Folded:
+def _fold_files(log: LogReader, base: int, upto: int, directory: Path | None = None) -> Folded:
     records = [log.read_base(base)] if base >= 0 else []
     records += [log.read(epoch) for epoch in range(base + 1, upto + 1)]
     try:
-        return fold_records(records, log.digest(upto))
+        with typed_errors("fold", log.path):
+            return fold_records(records, log.digest(upto), directory)
     except ValueError as error:
         raise CorruptRecord(f"{log.path}: epochs {base + 1} to {upto} do not fold: {error}") from error
 
 
-def fold_records(records: Sequence[EpochRecord], digest: str) -> Folded:
+def fold_records(records: Sequence[EpochRecord], digest: str, directory: Path | None = None) -> Folded:
     """Folds consecutive records, the first of which may be a base.
 
     Args:
       records: in order, at least one.
       digest: that of the last record's epoch: what the base stands for.
+      directory: where nameless files of 16 bytes a row go; default: the system's for temporary files.
 
     Raises:
+      OSError: no room for those files.
       ValueError: a table's width changes from one record to the next.
     """
     last = records[-1]
@@ -132,12 +136,17 @@ def fold_records(records: Sequence[EpochRecord], digest: str) -> Folded:
     rows: dict[str, np.ndarray | Stream] = {}
     for table in sorted({table for record in records for table in record.tables}):
         parts = [record.tables[table] for record in records if table in record.tables]
-        rows |= {f"tables/{table}/{column}": tensor for column, tensor in _fold_table(table, parts).items()}
+        rows |= {
+            f"tables/{table}/{column}": tensor
+            for column, tensor in _fold_table(table, parts, directory).items()
+        }
     return Folded(record, rows)
 
 
-def _fold_table(table: str, parts: Sequence[TableRows]) -> dict[str, np.ndarray | Stream]:
-    ids, locations = merge((part.ids, part.tombstones) for part in parts)
+def _fold_table(
+    table: str, parts: Sequence[TableRows], directory: Path | None
+) -> dict[str, np.ndarray | Stream]:
+    ids, locations = merge_by_ranges([(part.ids, part.tombstones) for part in parts], directory)
     tensors: dict[str, np.ndarray | Stream] = {"ids": ids, "tombstones": np.empty(0, np.uint64)}
     for column in ("weights", "slots", "counts", "last_steps"):
         arrays: list[np.ndarray] = [getattr(part, column) for part in parts]

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gather", "merge"]
+__all__ = ["REMOVED", "ROW_BITS", "gather", "last_of_each", "merge"]
 
-_ROW_BITS = 40
-_ROW_MASK = (1 << _ROW_BITS) - 1
-_REMOVED = -1
+ROW_BITS = 40
+_ROW_MASK = (1 << ROW_BITS) - 1
+REMOVED = -1
 _PENDING_IDS_MAX = 4_000_000
 _CHUNK_ROWS = 1 << 16
 
@@ -34,21 +34,22 @@ def merge(
     pending: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
     waiting = 0
     for source, (written, removed) in enumerate(sources):
-        pending.append((written.copy(), np.arange(len(written), dtype=np.int64) | (source << _ROW_BITS)))
-        pending.append((removed.copy(), np.full(len(removed), _REMOVED, np.int64)))
+        pending.append((written.copy(), np.arange(len(written), dtype=np.int64) | (source << ROW_BITS)))
+        pending.append((removed.copy(), np.full(len(removed), REMOVED, np.int64)))
         waiting += len(written) + len(removed)
         # Uniting costs a sort of everything, so it waits until as much is new as is old.
         if waiting > max(_PENDING_IDS_MAX, len(ids)):
-            ids, locations = _last_of_each([(ids, locations), *pending])
+            ids, locations = last_of_each([(ids, locations), *pending])
             pending, waiting = [], 0
-    ids, locations = _last_of_each([(ids, locations), *pending])
-    alive = locations != _REMOVED
+    ids, locations = last_of_each([(ids, locations), *pending])
+    alive = locations != REMOVED
     return ids[alive], locations[alive]
 
 
-def _last_of_each(
+def last_of_each(
     parts: Sequence[tuple[NDArray[np.uint64], NDArray[np.int64]]],
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Of parts, oldest first, each ids and where they stand: every id once, ascending, where its last one stands."""
     ids = np.concatenate([part[0] for part in parts])
     locations = np.concatenate([part[1] for part in parts])
     order = np.argsort(ids, kind="stable")
@@ -67,7 +68,7 @@ def gather(arrays: Sequence[np.ndarray], locations: NDArray[np.int64]) -> Iterat
     """
     for start in range(0, len(locations), _CHUNK_ROWS):
         part = locations[start : start + _CHUNK_ROWS]
-        sources = part >> _ROW_BITS
+        sources = part >> ROW_BITS
         order = np.argsort(sources, kind="stable")
         out = np.empty((len(part), *arrays[0].shape[1:]), arrays[0].dtype)
         for where in np.split(order, np.flatnonzero(np.diff(sources[order])) + 1):

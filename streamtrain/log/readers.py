@@ -219,7 +219,7 @@ class Readers:
         path = self._file_of(reader.name)
         with Aside(self._files, self.path, _ASIDE.removeprefix(".")) as aside:
             aside.write(reader.to_bytes())
-            self._files.replace(aside.path, path)
+            aside.replace(path)
 
     def remove(self, name: str) -> None:
         """Raises OSError, also where it is gone already."""

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from streamtrain.log import merge as merging
+from streamtrain.log import ranges as by_ranges
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.fold import fold
 from streamtrain.log.merge import gather, merge
+from streamtrain.log.ranges import merge_by_ranges
 from streamtrain.log.record import EpochRecord, SpanTable, TableRows
 from streamtrain.log.verify import verify
 from tests.reference_log import as_dict, assert_same_record, epoch_record, fold_dicts, table_rows
@@ -156,3 +158,29 @@ def test_merge_gives_the_same_however_often_it_unites(
         rows = list(gather([written for written, _ in pairs], found[1]))
         assert sum(map(len, rows)) == len(found[0])
         np.testing.assert_array_equal(np.concatenate([np.empty(0, np.uint64), *rows]), found[0])
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(ids, max_size=9, unique=True), st.sets(ids, max_size=5)), min_size=1, max_size=6
+    ),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(1, 4),
+)
+@settings(max_examples=150, deadline=None)
+def test_merging_by_ranges_gives_the_same_wherever_they_are_cut(
+    sources: list[tuple[list[int], set[int]]], range_ids: int, scan_ids: int, samples: int
+) -> None:
+    pairs = [(np.array(w, np.uint64), np.array(sorted(r - set(w)), np.uint64)) for w, r in sources]
+    names = ("_RANGE_IDS", "_SCAN_IDS", "_SAMPLES_A_RANGE")
+    before = [getattr(by_ranges, name) for name in names]
+    for name, value in zip(names, (range_ids, scan_ids, samples), strict=True):
+        setattr(by_ranges, name, value)
+    try:
+        found = merge_by_ranges(pairs)
+    finally:
+        for name, value in zip(names, before, strict=True):
+            setattr(by_ranges, name, value)
+    np.testing.assert_array_equal(found, merge(pairs))
+    assert [array.dtype for array in found] == [np.uint64, np.int64]

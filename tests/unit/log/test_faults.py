@@ -14,11 +14,22 @@ from streamtrain.errors import EpochMissing, LogError, LogFull
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Files
 from streamtrain.log.fold import fold
+from streamtrain.log.readers import Readers
 from streamtrain.log.recovery import recover
 from streamtrain.log.verify import verify
 from tests.reference_log import append_epochs, epoch_record
 
-MUTATIONS = ("make_directory", "create", "write", "patch", "sync", "link", "unlink", "sync_directory")
+MUTATIONS = (
+    "make_directory",
+    "create",
+    "write",
+    "patch",
+    "sync",
+    "link",
+    "replace",
+    "unlink",
+    "sync_directory",
+)
 
 
 class Died(BaseException):
@@ -204,6 +215,53 @@ def test_after_death_in_a_collection_the_log_is_whole(tmp_path: Path) -> None:
 
     die_at_each_call(
         prepare, lambda directory, files: EpochLog.open(directory / "log", files).collect(2), check, tmp_path
+    )
+
+
+def test_after_death_in_a_collection_with_readers_no_epoch_is_missing_that_a_reader_needs(
+    tmp_path: Path,
+) -> None:
+    def prepare(directory: Path) -> None:
+        log = EpochLog.create(directory / "log", "m", {})
+        for upto in (1, 4, 7):
+            append_epochs(log, upto)
+            fold(log.path)
+        log.register("behind", 3)
+        Readers(log.path, clock=lambda: 1.0).register("silent for long", 0)
+        (log.path / "readers" / "1.ab.aside").touch()
+
+    def check(directory: Path, finished: bool) -> None:
+        log = EpochLog.open(directory / "log")
+        first = log.epochs()[0]
+        assert log.epochs() == list(range(first, 8)) and first <= 4
+        assert verify(log.path).ok and log.head() == 7
+        log.collect(1)
+        assert log.epochs() == [4, 5, 6, 7] and [reader.name for reader in log.readers.found()] == ["behind"]
+
+    die_at_each_call(
+        prepare, lambda directory, files: EpochLog.open(directory / "log", files).collect(1), check, tmp_path
+    )
+
+
+def test_after_death_in_a_registration_it_is_there_or_not_and_the_log_is_whole(tmp_path: Path) -> None:
+    def check(directory: Path, finished: bool) -> None:
+        log = EpochLog.open(directory / "log")
+        assert [reader.epoch for reader in log.readers.found()] in ([1], [2], [])
+        assert verify(log.path).ok
+        fold(log.path)
+        log.collect(1)
+        assert [path.suffix for path in (log.path / "readers").iterdir()] in ([], [".json"])
+
+    def prepare(directory: Path) -> None:
+        log = EpochLog.create(directory / "log", "m", {})
+        append_epochs(log, 3)
+        log.register("a", 1)
+
+    die_at_each_call(
+        prepare,
+        lambda directory, files: EpochLog.open(directory / "log", files).register("a", 2),
+        check,
+        tmp_path,
     )
 
 

@@ -30,6 +30,7 @@ DIGEST_OFFSET = 8 + len(_PREFIX)
 _ZEROS = b"0" * 64
 _HEADER_BYTES_MAX = 100_000_000  # the safetensors format's own limit
 _CHUNK_BYTES = 1 << 20
+_GATHERED_BYTES_MAX = 1 << 16
 
 _DTYPES = {
     "BOOL": "?", "I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "F16": "<f2",
@@ -79,7 +80,7 @@ def write(
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header = _header(document, ordered)
     digest = hashlib.sha256()
-    for data in _pieces(header, ordered):
+    for data in _gathered(_pieces(header, ordered)):
         digest.update(data)
         if sink is not None:
             sink.write(data)
@@ -124,6 +125,21 @@ def _pieces(header: bytes, ordered: list[tuple[str, np.ndarray | Stream]]) -> It
             raise ValueError(
                 f"the stream of tensor {name!r} gave {written} bytes, not those of shape {tensor.shape}"
             )
+
+
+def _gathered(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Small pieces joined: a record has dozens of tensors of a few bytes, and every write is a call into the system."""
+    small: list[bytes | memoryview] = []
+    small_bytes = 0
+    for piece in pieces:
+        if len(piece) + small_bytes <= _GATHERED_BYTES_MAX:
+            small.append(bytes(piece))  # The next piece may be made in the same memory.
+            small_bytes += len(piece)
+        else:
+            yield b"".join(small)
+            yield piece
+            small, small_bytes = [], 0
+    yield b"".join(small)
 
 
 def read_digest(path: Path, files: Files) -> str:

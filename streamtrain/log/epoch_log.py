@@ -182,7 +182,7 @@ class EpochLog(LogReader):
             )
             self._refuse_if_overtaken(record.epoch)
             self._link(aside, target, digest)
-        self._settle(target, record.epoch)
+        self._settle(target, record.epoch, digest)
         self._tail = record.epoch, digest
         return digest
 
@@ -273,14 +273,16 @@ class EpochLog(LogReader):
                 f"{int(target.stem)} of this one was not committed: stop it, the other one goes on"
             ) from None
 
-    def _settle(self, target: Path, epoch: int) -> None:
+    def _settle(self, target: Path, epoch: int, digest: str) -> None:
         """What follows the link. From here on a failure leaves open whether the epoch is durable: never LogFull."""
         try:
             try:
                 self._refuse_if_overtaken(epoch)
             except Fenced:
-                self._files.unlink(target)
-                raise
+                # Overtaken only after the link: then the record is a part of the history that went on.
+                if not self._continued(epoch, digest):
+                    self._take_back(target, epoch)
+                    raise
             self._files.sync_directory(self._epochs)
         except OSError as error:
             raise LogError(
@@ -288,6 +290,24 @@ class EpochLog(LogReader):
             ) from error
         with self._guard:
             self._head = max(epoch, -1 if self._head is None else self._head)
+
+    def _take_back(self, target: Path, epoch: int) -> None:
+        try:
+            self._files.unlink(target)
+        except FileNotFoundError:
+            raise Fenced(
+                f"another writer has gone far beyond epoch {epoch} of {self.path}, and has collected it: stop this one, "
+                "the other one goes on"
+            ) from None
+
+    def _continued(self, epoch: int, digest: str) -> bool:
+        """Whether the log went on from this very record: the next epoch follows it, or its base was folded from it."""
+        with suppress(EpochMissing):
+            if self._read(epoch + 1, "epoch", check=False).previous == digest:
+                return True
+        with suppress(EpochMissing):
+            return self.describe_base(epoch).previous == digest
+        return False
 
     def _fenced(self, epoch: int, newer: int) -> Fenced:
         try:

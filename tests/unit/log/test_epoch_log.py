@@ -341,3 +341,39 @@ def test_a_writer_whose_file_a_successor_removed_is_fenced(log: EpochLog) -> Non
     with pytest.raises(Fenced, match=r"took the log .* over"):
         paused.append(epoch_record(2, log.digest(1)))
     assert EpochLog.open(log.path).head() == 1
+
+
+@pytest.mark.parametrize("base", [2, 3])
+def test_an_epoch_that_others_went_on_from_stays_when_its_writer_wakes_beside_a_newer_base(
+    log: EpochLog, base: int
+) -> None:
+    """Paused between the link and the sync of the directory, while others append, and fold (simulation seed 300067)."""
+
+    class Paused(Files):
+        def link(self, source: Path, target: Path) -> None:
+            super().link(source, target)
+            others = EpochLog.open(log.path)
+            append_epochs(others, base)
+            fold(log.path)
+
+    append_epochs(log, 1)
+    record = epoch_record(2, log.digest(1))
+    assert EpochLog.open(log.path, Paused()).append(record) == log.digest(2)
+    assert log.epochs() == list(range(base + 1))
+
+
+def test_a_writer_that_wakes_when_its_epoch_is_collected_is_fenced(log: EpochLog) -> None:
+    """As above, but the others have gone further (simulation seed 300100)."""
+
+    class Paused(Files):
+        def link(self, source: Path, target: Path) -> None:
+            super().link(source, target)
+            others = EpochLog.open(log.path)
+            append_epochs(others, 6)
+            fold(log.path)
+            others.collect(1)
+
+    append_epochs(log, 1)
+    with pytest.raises(Fenced, match="gone far beyond epoch 2"):
+        EpochLog.open(log.path, Paused()).append(epoch_record(2, log.digest(1)))
+    assert log.head() == 6

@@ -6,20 +6,22 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from exporters.deltas import DeltaExporter, DeltaSettings
 from streamtrain.errors import CorruptRecord, EpochMissing, ExportError, LogError, StoreUnavailable
 from streamtrain.exports import ExportRunner
 from streamtrain.log.epoch_log import EpochLog
-from streamtrain.log.files import clean_asides, typed_errors
+from streamtrain.log.files import Files, clean_asides, typed_errors
 from streamtrain.log.fold import fold
+from streamtrain.log.reader import LogReader
+from streamtrain.log.readers import Readers
 from streamtrain.log.record import EpochRecord
-from streamtrain.log.recovery import restored
+from streamtrain.restorer import Restorer
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.sparse.wanted import DynamicRows
+from streamtrain.standby import claim
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.prefetch import StorePrefetch
 from streamtrain.training.committer import Committer
@@ -27,16 +29,19 @@ from streamtrain.training.handoff import End, Item
 from streamtrain.training.trainer import Trainer
 from tests.simulation.disk import Disk, SimulatedFiles
 from tests.simulation.ledger import LAYOUT, NOTHING, TABLES, LedgerLearner
-from tests.simulation.loom import drive
+from tests.simulation.loom import EPOCH_S, drive
 from tests.simulation.oracle import Oracle
 from tests.simulation.scheduler import Process, Scheduler
 from tests.simulation.settings import Settings
 from tests.simulation.store import Shards, SimulatedStore
 from tests.simulation.stream import SimulatedSource, Stream
 
-__all__ = ["Daemon", "World"]
+__all__ = ["Daemon", "World", "opened_log"]
 
 _ROWS_MAX = 4096
+_POLL_S, _SESSION_S = 0.1, 0.3
+# How often a poll of the group goes unanswered although the owner lives: it is taken for dead by mistake.
+_DEAF_SHARE = 0.1
 
 
 @dataclasses.dataclass
@@ -52,6 +57,18 @@ class World:
     log_path: Path
     exports_path: Path
     folds: list[Process] = dataclasses.field(default_factory=list)
+    owner: Daemon | None = None
+    takeovers: int = 0
+
+
+Log = TypeVar("Log", bound=LogReader)
+
+
+def opened_log(kind: type[Log], world: World, files: Files) -> Log:
+    """The world's log, whose readers' leases run by the world's clock."""
+    log = kind.open(world.log_path, files)
+    log.readers = Readers(world.log_path, files, lambda: EPOCH_S + world.scheduler.now)
+    return log
 
 
 class _Handoff:
@@ -77,14 +94,15 @@ class Daemon:
       world: where it lives.
       number: tells it from others.
       alone: takes the log's lock and exports; False: a second writer, whom no lock stops.
+      standby: follows the log until the owner is silent, then takes the log from it, awake or not.
 
     Attributes:
       finished: it has learned everything and every view of it has it.
       head: the newest epoch that it knows to be durable.
     """
 
-    def __init__(self, world: World, number: int, *, alone: bool) -> None:
-        self._world, self._alone = world, alone
+    def __init__(self, world: World, number: int, *, alone: bool, standby: bool = False) -> None:
+        self._world, self._alone, self._standby = world, alone, standby
         self.process = Process(f"trainer {number}")
         self.finished = self.overlapped = False
         self.errors_at_start = world.disk.errors
@@ -106,18 +124,25 @@ class Daemon:
 
     def _main(self) -> None:
         world, scheduler = self._world, self._world.scheduler
-        log = EpochLog.open(world.log_path, self._files)
+        log = opened_log(EpochLog, world, self._files)
         stack = ExitStack()
         self.process.cleanups.append(stack.close)
-        if self._alone:
-            stack.enter_context(log.lock())
-        else:
-            with typed_errors("clean", world.log_path):
-                clean_asides(self._files, world.log_path / "tmp")
         learner, source = LedgerLearner(), SimulatedSource(world.stream, scheduler)
         store = SimulatedStore(world.store) if world.settings.store else None
         applier = None if store is None else StoreApplier(log, store, lambda: scheduler.now)
-        self._recover(log, learner, source, applier)
+        any_learner: Any = learner
+        restorer = Restorer(any_learner, log, sequential=source.sequential, rows=store is None)
+        if self._standby:
+            self._stand_by(restorer, learner, rows=store is None)
+            stack.enter_context(log.lock(takeover=True))
+            drive(claim(log, any_learner, restorer))
+        elif self._alone:
+            stack.enter_context(log.lock())
+            world.owner = self
+        else:
+            with typed_errors("clean", world.log_path):
+                clean_asides(self._files, world.log_path / "tmp")
+        self._recover(log, learner, source, applier, restorer)
         prefetch = None
         if store is not None and applier is not None and self.head > 0:
             prefetch = StorePrefetch(
@@ -130,7 +155,6 @@ class Daemon:
             )
         committer = Committer(log, log.digest(self.head), self._announce, NOTHING)
         handoff = _Handoff(scheduler, world.settings.queue_chunks_max)
-        any_learner: Any = learner
         any_handoff: Any = handoff
         trainer = Trainer(
             any_learner,
@@ -156,24 +180,53 @@ class Daemon:
         scheduler.kill(self.process)
 
     def _recover(
-        self, log: EpochLog, learner: LedgerLearner, source: SimulatedSource, applier: StoreApplier | None
+        self,
+        log: EpochLog,
+        learner: LedgerLearner,
+        source: SimulatedSource,
+        applier: StoreApplier | None,
+        restorer: Restorer,
     ) -> None:
-        head = log.head()
-        if head is None:
-            genesis = learner.genesis(source.start(None))
-            log.append(genesis)
-        if applier is not None:
-            drive(applier.catch_up(head or 0))
-        restore = partial(learner.restore, sequential=source.sequential, rows=applier is None)
-        if head is None:
-            last = restore([genesis])
+        last = restorer.catch_up()
+        if last is None:
+            log.append(learner.genesis(source.start(None)))
+            last = restorer.catch_up()
+            assert last is not None, "it was just appended"
         else:
-            last = restored(log, restore) if applier is None else restore([log.read(head)])
+            source.start(last.positions)
+        if applier is not None:
+            drive(applier.catch_up(last.epoch))
         self.head = last.epoch
         self._world.oracle.restored(last.epoch, learner.model, rows=applier is None)
-        if head is not None:
-            source.start(last.positions)
         self._world.scheduler.say(f"recovered epoch {last.epoch}, positions {last.positions}")
+
+    def _stand_by(self, restorer: Restorer, learner: LedgerLearner, *, rows: bool) -> None:
+        """Follows the log, warm, until the owner is silent for as long as a session lasts, or is taken for it."""
+        world, scheduler = self._world, self._world.scheduler
+        silent_s = 0.0
+        while silent_s < _SESSION_S or restorer.epoch < 0:
+            # As `Standby.follow`: what cannot be read is the owner's to be stopped by.
+            try:
+                restorer.catch_up()
+            except LogError as error:
+                if not world.disk.errors and not isinstance(error, EpochMissing):
+                    raise
+            if (epoch := restorer.epoch) >= 0:
+                world.oracle.restored(epoch, learner.model, rows=rows)
+            scheduler.sleep(_POLL_S)
+            silent = world.owner is None or world.owner.silent or scheduler.random.random() < _DEAF_SHARE
+            silent_s = silent_s + _POLL_S if silent else 0.0
+        former, world.owner = world.owner, self
+        # What an exporter publishes that wakes between its check and its rename is promised to nobody.
+        self._alone = former is None or former.process.dead
+        self.overlapped = self.overlapped or not self._alone
+        world.takeovers += 1
+        scheduler.say(f"takes over with epoch {restorer.epoch}")
+
+    @property
+    def silent(self) -> bool:
+        """Whether it is dead or paused: it says nothing to Kafka's group."""
+        return self.process.dead or self.process.paused_until > self._world.scheduler.now
 
     def _announce(self, record: EpochRecord, digest: str) -> None:
         self._world.oracle.announced(record.epoch, digest)
@@ -188,7 +241,9 @@ class Daemon:
             base_every_epochs=settings.export_base_every_epochs,
             keep_bases=settings.export_keep_bases,
         )
-        exporter = DeltaExporter(exports, log.model, self._files, lambda: scheduler.now)
+        exporter = DeltaExporter(
+            exports, log.model, self._files, lambda: scheduler.now, takeover=self._standby
+        )
         return ExportRunner(log, exporter)
 
     def _feed(self, source: SimulatedSource, prefetch: StorePrefetch | None, handoff: _Handoff) -> None:
@@ -235,7 +290,7 @@ def _fold_and_collect(world: World, process: Process) -> None:
     files = SimulatedFiles(world.disk, process)
     base = fold(world.log_path, files=files)
     world.scheduler.say(f"folded base {base}")
-    removed = EpochLog.open(world.log_path, files).collect(world.settings.keep_epochs)
+    removed = opened_log(EpochLog, world, files).collect(world.settings.keep_epochs)
     world.scheduler.say(f"collected {removed} files")
 
 

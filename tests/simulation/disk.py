@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +13,7 @@ from typing import BinaryIO
 from streamtrain.log.files import Files
 from tests.simulation.scheduler import Process, Scheduler
 
-__all__ = ["Disk", "SimulatedFiles"]
+__all__ = ["Disk", "Glances", "SimulatedFiles"]
 
 Bytes = bytes | memoryview
 
@@ -37,6 +38,7 @@ class Disk:
     Attributes:
       full: writing raises ENOSPC.
       fail_next: the call that fails next, once, with EIO.
+      strike: the call at which something is done, once, to the process that makes it, just before.
       errors: failures so far.
       on_sync: told of a directory whose names have become durable.
     """
@@ -45,24 +47,39 @@ class Disk:
         self.scheduler = scheduler
         self.full = False
         self.fail_next: str | None = None
+        self.strike: tuple[str, Callable[[Process], None]] | None = None
         self.errors = 0
         self.on_sync: Callable[[Path], None] = lambda directory: None
-        self.live: dict[Path, dict[str, _Inode]] = {}
-        self.durable: dict[Path, dict[str, _Inode]] = {}
-        self._pending: dict[Path, list[tuple[str, _Inode | None]]] = {}
+        # By directory and name, both text: hashing and splitting paths would be a tenth of a world's cost.
+        self.live: dict[str, dict[str, _Inode]] = {}
+        self.durable: dict[str, dict[str, _Inode]] = {}
+        self._pending: dict[str, list[tuple[str, _Inode | None]]] = {}
         self.inodes: dict[int, _Inode] = {}
 
     def add(self, path: Path, inode: _Inode | None) -> None:
         """`path` now names `inode`; None: nothing."""
-        names = self.live.setdefault(path.parent, {})
+        directory, name = os.path.split(path)
+        names = self.live.setdefault(directory, {})
         if inode is None:
-            names.pop(path.name, None)
+            names.pop(name, None)
         else:
-            names[path.name] = inode
-        self._pending.setdefault(path.parent, []).append((path.name, inode))
+            names[name] = inode
+        self._pending.setdefault(directory, []).append((name, inode))
+
+    def inode(self, path: Path) -> _Inode:
+        """What `path` names. Raises FileNotFoundError."""
+        directory, name = os.path.split(path)
+        try:
+            return self.live[directory][name]
+        except KeyError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+
+    def durable_names(self, directory: Path) -> Collection[str]:
+        """The names that a power cut leaves in a directory."""
+        return self.durable.get(str(directory), {})
 
     def sync(self, directory: Path) -> None:
-        self._settle(directory, len(self._pending.get(directory, ())))
+        self._settle(str(directory), len(self._pending.get(str(directory), ())))
         self.on_sync(directory)
 
     def sync_everything(self) -> None:
@@ -71,7 +88,7 @@ class Disk:
                 inode.synced = bytes(inode.data)
             self._settle(directory, len(self._pending.get(directory, ())))
 
-    def _settle(self, directory: Path, count: int) -> None:
+    def _settle(self, directory: str, count: int) -> None:
         pending, names = self._pending.pop(directory, []), self.durable.setdefault(directory, {})
         for name, inode in pending[:count]:
             if inode is None:
@@ -86,7 +103,7 @@ class Disk:
             self._settle(directory, random.randint(0, len(self._pending.get(directory, ()))))
             before, after = self.live[directory], dict(self.durable.get(directory, {}))
             for name in before.keys() - after.keys():
-                (directory / name).unlink()
+                Path(directory, name).unlink()
             for name, inode in after.items():
                 torn = inode.dirty
                 if torn:
@@ -94,8 +111,8 @@ class Disk:
                     inode.synced = bytes(inode.data)
                 if torn or before.get(name) is not inode:
                     # A new file, because memory mapped from the old one must not shrink.
-                    (directory / name).unlink(missing_ok=True)
-                    (directory / name).write_bytes(inode.data)
+                    Path(directory, name).unlink(missing_ok=True)
+                    Path(directory, name).write_bytes(inode.data)
             self.live[directory] = after
 
     def _torn(self, inode: _Inode) -> bytearray:
@@ -108,11 +125,51 @@ class Disk:
         return inode.data[:at] + (bytearray(len(inode.data) - at) if kind == 2 else b"")
 
 
-class SimulatedFiles(Files):
+class _Reading(io.BytesIO):
+    """A file to read; the real one only where its lock is wanted."""
+
+    def __init__(self, path: Path, data: Bytes) -> None:
+        super().__init__(data)
+        self._path = path
+        self._file: io.FileIO | None = None
+
+    def fileno(self) -> int:
+        if self._file is None:
+            self._file = io.FileIO(self._path)
+        return self._file.fileno()
+
+    def close(self) -> None:
+        super().close()
+        if self._file is not None:
+            self._file.close()
+
+
+class Glances(Files):
+    """The file layer of somebody who is not in the world: answered from memory, for the system's calls are dear."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def names(self, path: Path) -> list[str]:
+        return list(self._disk.live.get(str(path), ()))
+
+    def exists(self, path: Path) -> bool:
+        directory, name = os.path.split(path)
+        return name in self._disk.live.get(directory, ()) or str(path) in self._disk.live
+
+    def size(self, path: Path) -> int:
+        return len(self._disk.inode(path).data)
+
+    def open(self, path: Path) -> BinaryIO:
+        return _Reading(path, self._disk.inode(path).data)
+
+
+class SimulatedFiles(Glances):
     """The file layer of one process. Every call is a point where others run, this process dies, or the disk fails."""
 
     def __init__(self, disk: Disk, process: Process) -> None:
-        self._disk, self._process = disk, process
+        super().__init__(disk)
+        self._process = process
         self._open: set[int] = set()
         process.cleanups.append(self._close_all)
 
@@ -124,6 +181,10 @@ class SimulatedFiles(Files):
     def _call(self, name: str, *, grows: bool = False) -> None:
         disk = self._disk
         disk.scheduler.point()
+        if disk.strike is not None and disk.strike[0] == name:
+            (_, act), disk.strike = disk.strike, None
+            act(self._process)
+            disk.scheduler.wait(lambda: True)
         if disk.fail_next == name:
             disk.fail_next = None
             disk.errors += 1
@@ -132,6 +193,10 @@ class SimulatedFiles(Files):
         if grows and disk.full:
             disk.errors += 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def make_directory(self, path: Path) -> None:
+        super().make_directory(path)
+        self._disk.live.setdefault(str(path), {})
 
     def create(self, path: Path) -> int:
         self._call("create", grows=True)
@@ -164,13 +229,13 @@ class SimulatedFiles(Files):
     def link(self, source: Path, target: Path) -> None:
         self._call("link", grows=True)
         super().link(source, target)
-        self._disk.add(target, self._disk.live[source.parent][source.name])
+        self._disk.add(target, self._disk.inode(source))
         self._call("linked")
 
     def replace(self, source: Path, target: Path) -> None:
         self._call("replace")
         super().replace(source, target)
-        self._disk.add(target, self._disk.live[source.parent][source.name])
+        self._disk.add(target, self._disk.inode(source))
         self._disk.add(source, None)
 
     def unlink(self, path: Path) -> None:
@@ -181,6 +246,12 @@ class SimulatedFiles(Files):
     def sync_directory(self, path: Path) -> None:
         self._call("sync_directory")
         self._disk.sync(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._call("rename")
+        super().rename(source, target)
+        self._disk.add(target, self._disk.inode(source))
+        self._disk.add(source, None)
 
     def names(self, path: Path) -> list[str]:
         self._call("names")

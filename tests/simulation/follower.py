@@ -22,7 +22,7 @@ class _Served:
     """Has the shape of `serving.served.Served`."""
 
     def __init__(self, model: ServedModel, _: object, base: ExportedFile, now_ms: Callable[[], int]) -> None:
-        self._now_ms = now_ms
+        self.model, self._now_ms = model, now_ms
         self.weights: dict[str, dict[int, float]] = {name: {} for name in model.tables}
         self._write(base)
         running().point()

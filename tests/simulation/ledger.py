@@ -15,7 +15,7 @@ from streamtrain.training.epochs import EpochBuilder
 from tests.simulation.loom import running
 from tests.simulation.stream import HOT_IDS
 
-__all__ = ["JOB", "TABLES", "Ledger", "LedgerLearner", "Row", "as_rows", "as_table"]
+__all__ = ["JOB", "TABLES", "Ledger", "LedgerLearner", "Row", "as_rows", "as_table", "poisoned"]
 
 TABLES = ("ledger", "hot")
 LAYOUT = SimpleNamespace(pooled=[SimpleNamespace(table=name, name=name) for name in TABLES], sequences=[])
@@ -36,6 +36,7 @@ Row = tuple[float, int, int]
 """Weight, count, last step."""
 Tables = dict[str, dict[int, Row]]
 
+_POISON = 23
 _MODULUS = 65_521  # The largest prime below 2^16: every weight is a whole number that float32 holds.
 
 
@@ -84,6 +85,11 @@ class Ledger:
         self.dense = int(record.dense["params/hash"])
 
 
+def poisoned(samples: Sequence[int]) -> bool:
+    """Whether a step on these samples would leave no number behind, so that all of them are quarantined."""
+    return any(sample % _POISON == 0 for sample in samples)
+
+
 def as_table(rows: Mapping[int, Row], ids: Sequence[int]) -> TableRows:
     """The rows of `ids` as arrays; tombstones of those that have none."""
     there = [id_ for id_ in ids if id_ in rows]
@@ -109,6 +115,7 @@ class _Nothing:
     """Answers everything with itself: metrics that nobody reads."""
 
     def __getattr__(self, name: str) -> _Nothing:
+        setattr(self, name, self)  # Asked once a name: metrics are written at every step.
         return self
 
     def __call__(self, *_: object, **__: object) -> _Nothing:
@@ -124,6 +131,7 @@ class LedgerLearner:
     def __init__(self) -> None:
         self.model = Ledger()
         self.sparse = self.dense = self.prequential = NOTHING
+        self.source, self.lost = "", ()
         self._epochs: EpochBuilder | None = None
 
     @property
@@ -138,8 +146,12 @@ class LedgerLearner:
 
     def restore(self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool) -> EpochRecord:
         """Becomes the model that the records describe."""
-        last = None
         self.model = Ledger()
+        return self.advance(records, sequential=sequential, rows=rows)
+
+    def advance(self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool) -> EpochRecord:
+        """Goes on to the records that follow."""
+        last = None
         for last in records:
             self.model.load(last, rows=rows)
         assert last is not None, "a log has at least its genesis"
@@ -147,12 +159,14 @@ class LedgerLearner:
         return replace(last, tables={}, dense={}, metrics={})
 
     def learn(self, minibatch: Minibatch) -> bool:
-        """One step. Nothing is ever quarantined here."""
+        """One step, or none where a sample is poison."""
         running().point()
-        if minibatch.batch.size:
-            self.model.learn(minibatch.batch.ids["ledger"].values.tolist(), self.epochs.step)
-        self.epochs.add(minibatch)
-        return True
+        samples = minibatch.batch.ids["ledger"].values.tolist()
+        quarantined = poisoned(samples)
+        if samples and not quarantined:
+            self.model.learn(samples, self.epochs.step)
+        self.epochs.add(minibatch, quarantined=quarantined)
+        return not quarantined
 
     def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
         """Takes rows that the store had; a row that is in memory is newer and stays."""

@@ -15,21 +15,24 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest import mock
 
-import exporters.delta_directory
 import exporters.delta_fold
 import exporters.deltas
+import streamtrain.log.lock_file
 import streamtrain.log.reader
+import streamtrain.log.readers
+import streamtrain.restorer
+import streamtrain.standby
 import streamtrain.store.applier
 import streamtrain.store.prefetch
 import streamtrain.training.committer
 import streamtrain.training.trainer
 from tests.simulation.scheduler import Died, Scheduler
 
-__all__ = ["drive", "running", "within", "woven"]
+__all__ = ["EPOCH_S", "drive", "running", "within", "woven"]
 
 Result = TypeVar("Result")
 
-_EPOCH_S = 1_700_000_000.0
+EPOCH_S = 1_700_000_000.0
 
 _scheduler: Scheduler | None = None
 
@@ -200,8 +203,8 @@ _THREADING = SimpleNamespace(Lock=_Lock, Event=_Event, Thread=_Thread)
 _TIME = SimpleNamespace(
     monotonic=_now,
     perf_counter=_now,
-    time=lambda: _EPOCH_S + _now(),
-    time_ns=lambda: int((_EPOCH_S + _now()) * 1e9),
+    time=lambda: EPOCH_S + _now(),
+    time_ns=lambda: int((EPOCH_S + _now()) * 1e9),
 )
 _PATCHES: list[tuple[Any, str, Any]] = [
     (streamtrain.training.trainer, "threading", _THREADING),
@@ -215,6 +218,9 @@ _PATCHES: list[tuple[Any, str, Any]] = [
     (exporters.deltas, "threading", _THREADING),
     (exporters.deltas, "ThreadPoolExecutor", _Executor),
     (exporters.deltas, "wait", _wait),
-    (exporters.delta_directory, "os", _Os()),
+    (streamtrain.log.lock_file, "os", _Os()),
+    (streamtrain.log.readers, "threading", _THREADING),
+    (streamtrain.restorer, "ahead", iter),
+    (streamtrain.standby, "asyncio", SimpleNamespace(to_thread=_to_thread)),
     (exporters.delta_fold, "_yield_to_others", lambda: None),
 ]

@@ -17,7 +17,9 @@ from streamtrain.exports import ExportRunner
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Aside, typed_errors
 from streamtrain.log.reader import LogReader
+from streamtrain.log.readers import Readers
 from streamtrain.log.record import EpochRecord
+from streamtrain.restorer import Restorer
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.samples.positions import PositionTracker
 from streamtrain.serving.manifest import Entry, Manifest, Position
@@ -47,7 +49,7 @@ def _link_unsynced(self: Any, target: Path) -> None:
     self._files.link(self.path, target)
 
 
-def _settle_unsynced(self: Any, target: Path, epoch: int) -> None:
+def _settle_unsynced(self: Any, target: Path, epoch: int, digest: str) -> None:
     self._head = epoch
 
 
@@ -194,7 +196,20 @@ def _next_without_chain(self: Manifest, held: Position | None, refused: Any = ()
     return self.deltas[-1]
 
 
-_ADD_BASE, _ADVANCE, _APPLY, _CUT, _ENTRY = (
+def _follow_newest(self: Any, last: EpochRecord, head: int) -> bool:
+    """Takes of the epochs that it lacks only the newest."""
+    if head > last.epoch:
+        records = [self._log.read(head)]
+        self._note(self._learner.advance(records, sequential=self._sequential, rows=self._rows))
+    return True
+
+
+def _add_as_learned(self: Any, minibatch: Minibatch, *, quarantined: bool = False) -> None:
+    _ADD(self, minibatch)
+
+
+_ADD, _ADD_BASE, _ADVANCE, _APPLY, _CUT, _ENTRY = (
+    EpochBuilder.add,
     EpochLog.add_base,
     PositionTracker.advance,
     StoreApplier._apply,
@@ -235,6 +250,9 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "files are removed before the manifest that names them": [
         (DeltaExporter, "_publish", _publish_removing_first)
     ],
+    "collection takes what a registered reader needs": [(Readers, "held", lambda self, newest, holding: [])],
+    "a standby leaves out epochs": [(Restorer, "_follow", _follow_newest)],
+    "a quarantined minibatch counts as learned": [(EpochBuilder, "add", _add_as_learned)],
     "the follower takes any delta": [(Manifest, "next_file", _next_without_chain)],
 }
 """By what is wrong, what makes it so."""

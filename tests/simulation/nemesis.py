@@ -15,11 +15,13 @@ from streamtrain.errors import (
 )
 from tests.simulation.daemon import Daemon, World
 from tests.simulation.follower import follow
+from tests.simulation.reading import read_registered
 from tests.simulation.scheduler import Fiber, Process
 
 __all__ = ["Nemesis"]
 
 _EIO_CALLS = ("sync", "sync_directory", "write", "link", "linked", "replace", "names", "open", "create")
+_STRUCK_CALLS = ("create", "write", "patch", "sync", "link", "linked", "sync_directory", "replace", "unlink")
 
 
 class Nemesis:
@@ -39,6 +41,7 @@ class Nemesis:
         self._daemons: list[Daemon] = []
         self._numbers = 0
         self._follower = Process("follower")
+        self._reader = Process("reader")
         self._again_at = 0.0
         self._full_until = self._refusing_until = 0.0
         self.process = Process("nemesis")
@@ -48,12 +51,16 @@ class Nemesis:
             (2, self.stop_trainer),
             (3, self.pause_trainer),
             (4, self.second_trainer),
+            (2, self.standby),
+            (6, self.strike),
             (3, self.power_cut),
             (2, self.kill_fold),
             (2, self.disk_full),
             (2, self.disk_error),
             (2, self.kill_follower),
         ]
+        if world.settings.reader:
+            self._menu.append((1, self.kill_reader))
         if world.settings.store:
             self._menu += [
                 (2, self.store_flush),
@@ -71,21 +78,26 @@ class Nemesis:
         if self._world.settings.store:
             self._world.store.loss_share = random.choice([0.0, 0.02, 0.1])
         self._start_follower()
+        if self._world.settings.reader:
+            self._start_reader()
         while scheduler.now < end:
             self._tend()
             scheduler.sleep(random.random() * pace)
             random.choices(actions, weights)[0]()
         scheduler.say("calm")
         self._calm()
+        self.faults["takeover"] = self._world.takeovers
         scheduler.finish()
 
     def _calm(self) -> None:
         """No more faults: a last trainer learns what is left and brings every view to the head."""
         world, scheduler = self._world, self._scheduler
-        world.disk.full, world.disk.fail_next = False, None
+        world.disk.full, world.disk.fail_next, world.disk.strike = False, None, None
         world.store.loss_share, world.store.refusing = 0.0, False
         for process in scheduler.processes:
             process.paused_until = 0.0
+        # Whoever was paused wakes beside those that went on.
+        scheduler.sleep(scheduler.random.random() * 0.3)
         while len(self._alive()) > 1:
             self._kill(self._alive()[0])
         if self._follower.dead:
@@ -123,20 +135,25 @@ class Nemesis:
             self._start(alone=True)
         if self._follower.dead:
             self._start_follower()
+        if self._world.settings.reader and self._reader.dead:
+            self._start_reader()
 
     def _alive(self) -> list[Daemon]:
         return [daemon for daemon in self._daemons if not daemon.process.dead]
 
-    def _start(self, *, alone: bool) -> Daemon:
+    def _start(self, *, alone: bool, standby: bool = False) -> Daemon:
         self._numbers += 1
-        daemon = Daemon(self._world, self._numbers, alone=alone)
+        daemon = Daemon(self._world, self._numbers, alone=alone, standby=standby)
         daemon.process.on_error = lambda fiber, error: self._ended(daemon, fiber, error)
         alive = self._alive()
         daemon.overlapped = bool(alive)
         for other in alive:
             other.overlapped = True
         self._daemons.append(daemon)
-        self._scheduler.say(f"starts {daemon.process.name}" + ("" if alone else " beside another"))
+        self._scheduler.say(
+            f"starts {daemon.process.name}"
+            + ("" if alone else " as a standby" if standby else " beside another")
+        )
         daemon.start()
         return daemon
 
@@ -145,6 +162,10 @@ class Nemesis:
         self._scheduler.spawn(
             self._follower, "main", lambda: follow(self._world.exports_path, self._world.oracle)
         )
+
+    def _start_reader(self) -> None:
+        process = self._reader = Process("reader")
+        self._scheduler.spawn(process, "main", lambda: read_registered(self._world, process))
 
     def _ended(self, daemon: Daemon, fiber: Fiber, error: BaseException) -> None:
         """A part of a daemon has failed, which ends the daemon; raises where it had no reason to."""
@@ -174,8 +195,7 @@ class Nemesis:
         self._scheduler.say(f"fault: {fault}")
 
     def _kill(self, daemon: Daemon) -> None:
-        self._again_at = self._scheduler.now + self._scheduler.random.random() * 0.2
-        self._scheduler.kill(daemon.process)
+        self._kill_process(daemon.process)
 
     def _any(self) -> Daemon | None:
         alive = self._alive()
@@ -194,22 +214,54 @@ class Nemesis:
     def pause_trainer(self) -> None:
         if (daemon := self._any()) is not None:
             self._count("pause")
-            daemon.process.paused_until = self._scheduler.now + self._scheduler.random.random() * 3
-            if self._scheduler.random.random() < 0.8:
-                self.second_trainer()
+            self._pause(daemon.process)
+
+    def _pause(self, process: Process) -> None:
+        process.paused_until = self._scheduler.now + self._scheduler.random.random() * 3
+        if self._scheduler.random.random() < 0.8:
+            self._scheduler.random.choice([self.second_trainer, self.standby])()
 
     def second_trainer(self) -> None:
         if 0 < len(self._alive()) < 3:
             self._count("second trainer")
             self._start(alone=False)
 
+    def standby(self) -> None:
+        if 0 < len(self._alive()) < 3:
+            self._count("standby")
+            self._start(alone=False, standby=True)
+
     def power_cut(self) -> None:
         self._count("power cut")
-        for process in (*(daemon.process for daemon in self._alive()), *self._world.folds):
+        processes = (*(daemon.process for daemon in self._alive()), *self._world.folds, self._reader)
+        for process in processes:
             if not process.dead:
                 self._scheduler.kill(process)
         self._world.disk.cut_power()
         self._world.oracle.check_after_power_cut(self._world.exports_path)
+
+    def strike(self) -> None:
+        """Does something to whoever makes a call next, at that call: what chance alone seldom hits."""
+        name, (kind, act) = (
+            self._scheduler.random.choice(_STRUCK_CALLS),
+            self._scheduler.random.choice(
+                [
+                    ("kill", self._kill_process),
+                    ("pause", self._pause),
+                    ("power cut", lambda _: self.power_cut()),
+                ]
+            ),
+        )
+
+        def strike(process: Process) -> None:
+            self._count(f"{kind} at {name}")
+            act(process)
+
+        self._world.disk.strike = name, strike
+
+    def _kill_process(self, process: Process) -> None:
+        self._again_at = self._scheduler.now + self._scheduler.random.random() * 0.2
+        self._scheduler.kill(process)
 
     def kill_fold(self) -> None:
         for process in self._world.folds:
@@ -228,6 +280,10 @@ class Nemesis:
     def kill_follower(self) -> None:
         self._count("kill follower")
         self._scheduler.kill(self._follower)
+
+    def kill_reader(self) -> None:
+        self._count("kill reader")
+        self._scheduler.kill(self._reader)
 
     def store_flush(self) -> None:
         self._count("store flush")

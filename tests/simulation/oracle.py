@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import recover
@@ -17,7 +15,7 @@ from streamtrain.serving.files import read_export
 from streamtrain.serving.manifest import Manifest
 from streamtrain.serving.model import ServedModel
 from tests.simulation.disk import Disk
-from tests.simulation.ledger import TABLES, Ledger, Row, as_rows
+from tests.simulation.ledger import TABLES, Ledger, Row, as_rows, poisoned
 from tests.simulation.store import SHARDS, Shards
 from tests.simulation.stream import Stream
 
@@ -46,6 +44,7 @@ class Oracle:
         self._twin = Ledger()
         self._step = 0
         self._learned: Counter[int] = Counter()
+        self._quarantined: Counter[int] = Counter()
         self._positions: dict[str, int] = {}
         self.history: list[Committed] = []
         self.shown = -1
@@ -63,7 +62,8 @@ class Oracle:
     def synced(self, directory: Path) -> None:
         """Takes note of epochs whose names have become durable."""
         if directory.name == "epochs":
-            while (path := self._log.epoch_path(self.head + 1)).name in self._disk.durable[directory]:
+            durable = self._disk.durable_names(directory)
+            while (path := self._log.epoch_path(self.head + 1)).name in durable:
                 record = self._log.read(self.head + 1)
                 self._commit(record, self._log.digest(record.epoch))
                 self._disk.scheduler.say(
@@ -81,7 +81,7 @@ class Oracle:
         for name in TABLES:
             ours, theirs = cut[name], record.tables[name]
             assert as_rows(theirs) == as_rows(ours), f"epoch {epoch}: {name} is not what its spans teach"
-            same = np.array_equal(np.sort(theirs.tombstones), np.sort(ours.tombstones))
+            same = sorted(theirs.tombstones.tolist()) == sorted(ours.tombstones.tolist())
             assert same, f"epoch {epoch}: other rows of {name} are removed"
         assert int(record.dense["params/hash"]) == self._twin.dense, f"epoch {epoch}: the dense state differs"
         assert record.positions == self._positions, (
@@ -95,7 +95,8 @@ class Oracle:
         assert record.step_first == self._step, (
             f"epoch {record.epoch} begins at step {record.step_first}, not {self._step}"
         )
-        bad = samples = 0
+        bad = samples = refused = 0
+        steps: list[int] = []
         for step, spans in groupby(record.spans.spans.tolist(), key=lambda span: span[0]):
             batch: list[int] = []
             for _, index, first, next_, count in spans:
@@ -108,11 +109,18 @@ class Oracle:
                 batch += good
             if batch:
                 assert step == self._step, f"epoch {record.epoch}: step {step} follows {self._step - 1}"
-                self._twin.learn(batch, step)
                 self._step += 1
-                self._learned.update(batch)
-                samples += len(batch)
+                if poisoned(batch):
+                    self._quarantined.update(batch)
+                    steps.append(step)
+                    refused += len(batch)
+                else:
+                    self._twin.learn(batch, step)
+                    self._learned.update(batch)
+                    samples += len(batch)
         assert (record.samples, record.bad_samples) == (samples, bad), f"epoch {record.epoch} miscounts"
+        told = (record.spans.quarantined.tolist(), record.quarantined_minibatches, record.quarantined_samples)
+        assert told == (steps, len(steps), refused), f"epoch {record.epoch} miscounts what is quarantined"
         assert record.step_next == self._step, f"epoch {record.epoch} miscounts steps"
         assert record.samples_total == self.samples, f"epoch {record.epoch} miscounts all samples"
 
@@ -165,9 +173,10 @@ class Oracle:
 
     def check_after_power_cut(self, exports: Path) -> None:
         """What was durable is there, and what the export's manifest names is whole."""
-        durable = self._disk.durable
         there = [
-            int(name[:20]) for part in ("epochs", "bases") for name in durable.get(self._log.path / part, ())
+            int(name[:20])
+            for part in ("epochs", "bases")
+            for name in self._disk.durable_names(self._log.path / part)
         ]
         assert self.head <= max(there, default=-1), f"epoch {self.head} was durable, and is gone"
         self.check_export(exports)
@@ -190,7 +199,8 @@ class Oracle:
     def check_end(self, exports: Path) -> None:
         """Everything is learned once, and every view has it."""
         expected = Counter(range(1, self._stream.samples + 1))
-        lost, doubled = expected - self._learned, self._learned - expected
+        seen = self._learned + self._quarantined
+        lost, doubled = expected - seen, seen - expected
         assert not lost, f"lost: {sorted(lost)}"
         assert not doubled, f"learned twice: {sorted(doubled)}"
         report = verify(self._log.path)
@@ -200,6 +210,6 @@ class Oracle:
         for record in recover(self._log):
             last.load(record)
         self.restored(self.head, last, rows=True)
-        assert set(last.tables["ledger"]) == set(expected), "the ledger misses samples"
+        assert set(last.tables["ledger"]) == set(self._learned), "the ledger misses samples"
         assert all(row[1] == 1 for row in last.tables["ledger"].values()), "the ledger counts a sample twice"
         assert self.check_export(exports) in (-1, self.head), "the export stops before the log's head"

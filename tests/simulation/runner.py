@@ -8,12 +8,14 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 
-from tests.simulation.follower import PATCHES
+from tests.simulation import contents, follower
 from tests.simulation.loom import woven
 from tests.simulation.mutations import mutated
 from tests.simulation.world import Outcome, simulate
 
 __all__ = ["pin", "run_chunk", "run_seeds"]
+
+_WORLDS_PER_COLLECTION = 5
 
 
 def run_seeds(seeds: Iterable[int], mutation: str | None = None) -> Iterator[Outcome]:
@@ -27,12 +29,15 @@ def run_seeds(seeds: Iterable[int], mutation: str | None = None) -> Iterator[Out
     logging.disable(logging.CRITICAL)
     # Cycles hold mapped files, and so descriptors; what was imported has no part in them.
     gc.freeze()
+    gc.disable()
     try:
-        with woven(PATCHES), mutated(mutation):
-            for seed in seeds:
+        with woven([*contents.PATCHES, *follower.PATCHES]), mutated(mutation):
+            for done, seed in enumerate(seeds, 1):
                 yield simulate(seed)
-                gc.collect()
+                if done % _WORLDS_PER_COLLECTION == 0:
+                    gc.collect()
     finally:
+        gc.enable()
         gc.unfreeze()
         logging.disable(level)
 

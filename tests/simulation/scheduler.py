@@ -1,15 +1,16 @@
 """Runs blocking code as fibers, one at a time, in an order that a seed decides.
 
-A fiber is a thread that holds the only baton while it runs. It gives the baton away at `point` and `wait` alone, so
-a run is a function of its seed, although what runs is the product's own threads, locks and queues (see `loom`).
+A fiber is a greenlet, of which one runs at a time. It gives way at `point` and `wait` alone, so a run is a function of
+its seed, although what runs is the product's own threads, locks and queues (see `loom`).
 """
 
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable
 from typing import Any
+
+from greenlet import getcurrent, greenlet
 
 __all__ = ["Died", "Fiber", "Process", "Scheduler", "Stuck"]
 
@@ -45,35 +46,12 @@ class Process:
 class Fiber:
     """One thread of a process."""
 
-    def __init__(self, process: Process, name: str, body: Callable[[], object]) -> None:
-        self.process, self.name, self.body = process, name, body
-        self.baton = threading.Lock()
-        self.baton.acquire()
+    def __init__(self, process: Process, name: str, stack: greenlet) -> None:
+        self.process, self.name, self.stack = process, name, stack
         self.ready: Callable[[], bool] | None = None
         self.deadline: float | None = None
         self.done = False
         self.return_to: Fiber | None = None
-
-
-class _Worker:
-    """A thread that runs fibers one after another: starting one is dear, and every seed needs dozens."""
-
-    idle: list[_Worker] = []  # noqa: RUF012 - shared on purpose
-
-    def __init__(self) -> None:
-        self.go = threading.Lock()
-        self.go.acquire()
-        self.job: Callable[[], Callable[[], None]] | None = None
-        threading.Thread(target=self._run, name="fiber", daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            self.go.acquire()
-            assert self.job is not None
-            hand_over = self.job()
-            self.job = None
-            _Worker.idle.append(self)
-            hand_over()
 
 
 class Scheduler:
@@ -86,6 +64,7 @@ class Scheduler:
       now: seconds; moves at every switch.
       random: the dice of this world.
       failure: what ended the run, if anything did.
+      parsed: files by path and content; see `contents`.
     """
 
     def __init__(self, seed: int) -> None:
@@ -93,10 +72,11 @@ class Scheduler:
         self.now = 1000.0
         self.failure: BaseException | None = None
         self.picks = 0
+        self.parsed: dict[Any, Any] = {}
         self.trace: list[tuple[float, str, str]] = []
         self.processes: list[Process] = []
         self._fibers: list[Fiber] = []
-        self._main = Fiber(Process("main"), "main", lambda: None)
+        self._main = Fiber(Process("main"), "main", getcurrent())
         self.current = self._main
         self._stopped = False
         # Some worlds switch at nearly every call, others rarely: both find faults that the other does not.
@@ -130,14 +110,11 @@ class Scheduler:
 
     def spawn(self, process: Process, name: str, body: Callable[[], object]) -> Fiber:
         """A new fiber, which runs when its turn comes."""
-        fiber = Fiber(process, name, body)
+        fiber = Fiber(process, name, greenlet(lambda *_: self._life(fiber, body), self._main.stack))
         if not process.fibers:
             self.processes.append(process)
         process.fibers.append(fiber)
         self._fibers.append(fiber)
-        worker = _Worker.idle.pop() if _Worker.idle else _Worker()
-        worker.job = lambda: self._life(fiber)
-        worker.go.release()
         return fiber
 
     def kill(self, process: Process) -> None:
@@ -147,8 +124,7 @@ class Scheduler:
         for fiber in list(process.fibers):
             if fiber is not me and not fiber.done:
                 fiber.return_to, self.current = me, fiber
-                fiber.baton.release()
-                me.baton.acquire()
+                fiber.stack.switch()
                 self.current = me
         for cleanup in reversed(process.cleanups):
             cleanup()
@@ -169,17 +145,21 @@ class Scheduler:
 
     def run(self) -> None:
         """Runs until `finish`, or until something fails; then everything is dead."""
-        self._pass_on(self._main)
+        successor = self._pick()
+        while successor is not self._main:
+            self.current = successor
+            # Comes back with the successor of a fiber that has ended: those that live switch to one another.
+            successor = successor.stack.switch()
+        self.current = self._main
         for process in self.processes:
             self.kill(process)
 
-    # Passing the baton
+    # Taking turns
 
-    def _life(self, fiber: Fiber) -> Callable[[], None]:
-        fiber.baton.acquire()
+    def _life(self, fiber: Fiber, body: Callable[[], object]) -> Fiber:
         try:
             if not fiber.process.dead:
-                fiber.body()
+                body()
         except Died:
             pass
         except BaseException as error:
@@ -187,9 +167,7 @@ class Scheduler:
         fiber.done = True
         fiber.process.fibers.remove(fiber)
         self._fibers.remove(fiber)
-        successor = fiber.return_to or self._pick()
-        self.current = successor
-        return successor.baton.release
+        return fiber.return_to or self._pick()
 
     def _ended_badly(self, fiber: Fiber, error: BaseException) -> None:
         try:
@@ -200,16 +178,12 @@ class Scheduler:
             self.fail(failure)
 
     def _switch(self, fiber: Fiber) -> None:
-        self._pass_on(fiber)
-        if fiber.process.dead:
-            raise Died
-
-    def _pass_on(self, fiber: Fiber) -> None:
         successor = self._pick()
         if successor is not fiber:
             self.current = successor
-            successor.baton.release()
-            fiber.baton.acquire()
+            successor.stack.switch(successor)
+        if fiber.process.dead:
+            raise Died
 
     def _pick(self) -> Fiber:
         """Who runs next. Time goes on a little; where nobody can run, to when somebody can."""
@@ -228,7 +202,8 @@ class Scheduler:
         for fiber in self._fibers:
             if fiber.process.paused_until <= now:
                 ready, deadline = fiber.ready, fiber.deadline
-                if ready is None or (deadline is not None and deadline <= now) or ready():
+                due = ready is None or (deadline is not None and deadline <= now)
+                if due or (ready is not _never and ready()):
                     able.append(fiber)
         return able
 

@@ -16,9 +16,11 @@ class Settings:
 
     Attributes:
       store: rows live in the store, and are pulled; else all of them are in memory.
+      reader: a registered reader follows the log, which collects less then.
     """
 
     store: bool
+    reader: bool
     training: TrainingSettings
     queue_chunks_max: int
     epoch_interval_s: float
@@ -31,6 +33,7 @@ class Settings:
     def roll(random: Random) -> Settings:
         return Settings(
             store=random.random() < 0.6,
+            reader=random.random() < 0.3,
             training=TrainingSettings(
                 batch_size=random.choice([1, 3, 4, 8]), linger_ms=random.choice([0, 50, 500])
             ),

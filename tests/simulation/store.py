@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,6 +34,9 @@ class Shard:
     loading: int | None = None
     token: int | None = None
     part: int = 0
+
+    def copy(self) -> Shard:
+        return replace(self, rows={name: dict(rows) for name, rows in self.rows.items()})
 
     def begin(self, epoch: int, token: int) -> str:
         """begin.lua."""
@@ -90,7 +92,7 @@ class Shards:
         self.refusing = False
         self.loss_share = 0.0
         self.on_whole: Callable[[int], None] = lambda shard: None
-        self._snapshots = [copy.deepcopy(shard) for shard in self.shards]
+        self._snapshots = [shard.copy() for shard in self.shards]
         self._late: list[tuple[int, Callable[[Shard], str]]] = []
         self.tokens = 0
 
@@ -125,12 +127,12 @@ class Shards:
 
     def snapshot(self) -> None:
         number = self.scheduler.random.randrange(SHARDS)
-        self._snapshots[number] = copy.deepcopy(self.shards[number])
+        self._snapshots[number] = self.shards[number].copy()
 
     def restore(self) -> None:
         """A server restarts from its last snapshot."""
         number = self.scheduler.random.randrange(SHARDS)
-        self.shards[number] = copy.deepcopy(self._snapshots[number])
+        self.shards[number] = self._snapshots[number].copy()
         self.scheduler.say(f"shard {number} is back at epoch {self.shards[number].epoch}")
 
     def flush(self) -> None:

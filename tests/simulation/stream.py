@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from random import Random
 
 import numpy as np
@@ -20,6 +22,7 @@ HOT_IDS = 5
 
 _START = 100
 _DAY_MS = 86_400_000
+_offset = attrgetter("offset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,10 @@ class Stream:
 
     def span(self, partition: str, first: int, next_: int) -> Iterator[Record]:
         """The records from `first` to `next_` (exclusive)."""
-        return (record for record in self.partitions[partition] if first <= record.offset < next_)
+        records = self.partitions[partition]
+        return iter(
+            records[bisect_left(records, first, key=_offset) : bisect_left(records, next_, key=_offset)]
+        )
 
 
 class SimulatedSource:

@@ -10,7 +10,7 @@ from pathlib import Path
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.reader import LogReader
 from tests.simulation.daemon import World
-from tests.simulation.disk import Disk, SimulatedFiles
+from tests.simulation.disk import Disk, Glances, SimulatedFiles
 from tests.simulation.ledger import JOB
 from tests.simulation.loom import within
 from tests.simulation.nemesis import Nemesis
@@ -75,7 +75,7 @@ def _simulate(seed: int, directory: Path) -> Outcome:
         maker = SimulatedFiles(disk, scheduler.current.process)
         EpochLog.create(log_path, "ledger", JOB, maker)
         disk.sync_everything()
-        oracle = Oracle(stream, LogReader.open(log_path), disk, store)
+        oracle = Oracle(stream, LogReader.open(log_path, Glances(disk)), disk, store)
         disk.on_sync, store.on_whole = oracle.synced, oracle.shard_whole
         world = World(scheduler, settings, stream, disk, store, oracle, log_path, exports_path)
         nemesis = Nemesis(world, _STREAM_S * scheduler.random.choice([0.5, 1.0]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,15 @@ from benchmarks.__main__ import options_of
 from benchmarks.freshness import Epoch, ages, overrides, percentiles
 from benchmarks.freshness import options_of as freshness_options
 from benchmarks.harness import Usage, counters, rows_as_text, stage_shares
+from benchmarks.model import SLOTS, job_text, sample_lines, shares, write_model
+from benchmarks.model import job_of as resident_job
 from benchmarks.quality import HISTORY, VARIANTS, job_of
+from benchmarks.recovery import options_of as recovery_options
+from benchmarks.recovery import phases
 from streamtrain.config import load_job, parse_job
+from streamtrain.log.reader import LogReader
+from streamtrain.log.verify import verify
+from streamtrain.samples.decoder import Decoder
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "kuairand.toml"
 
@@ -93,11 +102,60 @@ def test_a_process_can_be_weighed() -> None:
     assert usage.processor_s > 0
 
 
+def test_every_id_of_the_samples_has_a_row_in_the_base_of_the_resident_model(tmp_path: Path) -> None:
+    rows = 2000
+    source = {"kind": "files", "paths": ["samples.jsonl"]}
+    job = resident_job(tmp_path / "job.toml", job_text(tmp_path, source, rows_max=2 * rows))
+    write_model(job, rows, {"samples.jsonl": 0}, "files")
+    log = LogReader.open(job.log.path)
+    assert verify(log.path).ok
+    resident = log.read_base(1).tables["main"]
+    assert sum(shares(rows)) == rows == len(np.unique(resident.ids))
+    assert 4 * (resident.weights.shape[1] + resident.slots.shape[1] + 2) == 152
+    samples = [json.loads(line) for line in sample_lines(rows, 500)]
+    batch = Decoder(job.sample_schema, codec=job.source.codec).decode_samples(samples)
+    named = np.unique(np.concatenate([ragged.values for ragged in batch.ids.values()]))
+    assert (batch.size, len(batch.ids)) == (500, SLOTS) and len(named) > rows / 4
+    assert np.isin(named, resident.ids).all()
+
+
+def test_the_phases_of_a_start_are_told_by_the_daemons_log() -> None:
+    def line(second: str, message: str) -> dict[str, str]:
+        return {"time": f"2026-01-01T00:00:{second}Z", "message": message}
+
+    told = [
+        line("01.000", "metrics and probes at http://127.0.0.1:1/metrics"),
+        line("02.500", "compiled in 1.000 s"),
+        line(
+            "03.500",
+            "restored from 301 records: the first read in 0.800 s, loaded in 0.500 s; "
+            "the rest waited for 0.100 s, loaded in 0.900 s",
+        ),
+        line("03.700", "learning: epoch 301, 5 samples so far"),
+    ]
+    begin = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    assert phases(told, begin, begin + 4.0) == {
+        "imports": 1.0,
+        "open_log_and_store": 0.2,
+        "compile": 1.0,
+        "base_check": 0.8,
+        "base_load": 0.5,
+        "epochs_wait_for_check": 0.1,
+        "epochs_load": 0.9,
+        "source_start": 0.2,
+        "first_step": 0.3,
+    }
+
+
 def test_command_lines_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert options_of(["--json", "store"]).name == ["store"]
     assert options_of([]).name[-1] == "freshness"
     assert freshness_options(["--rate", "10"]).rate == 10.0
-    for refused in (lambda: options_of(["nothing"]), lambda: freshness_options(["--rate", "0"])):
+    for refused in (
+        lambda: options_of(["nothing"]),
+        lambda: freshness_options(["--rate", "0"]),
+        lambda: recovery_options(["--rows", "1"]),
+    ):
         with pytest.raises(SystemExit):
             refused()
     assert "there is no benchmark 'nothing'" in capsys.readouterr().err

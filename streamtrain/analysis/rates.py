@@ -61,12 +61,12 @@ def rates(log: LogReader, table: str, count: int, upto: int | None = None) -> li
       EpochMissing: `upto` is not in the log.
     """
     while True:
-        bases = log.bases()
+        before = log.bases(), log.epochs()[:1]
         try:
             return _rates(log, table, count, upto)
         except EpochMissing:
-            # Collected while it was read: then there is a newer base, and fewer epochs to tell of.
-            if log.bases() == bases:
+            # Collected while it was read, the oldest first: then there are fewer epochs to tell of.
+            if (log.bases(), log.epochs()[:1]) == before:
                 raise
 
 

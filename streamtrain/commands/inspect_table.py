@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from streamtrain.analysis.histogram import Histogram
 from streamtrain.analysis.movers import movers
 from streamtrain.analysis.ranking import Best, nearest, norms, top
 from streamtrain.analysis.rates import rates
+from streamtrain.analysis.sharing import collided_share, combined, hashing_of, row_ids
 from streamtrain.analysis.snapshot import Snapshot, open_snapshot
 from streamtrain.analysis.summary import summarise
 from streamtrain.dictionary.reader import Dictionary
+from streamtrain.dictionary.segments import VALUES
 from streamtrain.errors import ConfigError
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import TableRows
+from streamtrain.sparse.collisions import collisions, occupied
+from streamtrain.sparse.tables import Hashing
 
 __all__ = ["report"]
 
@@ -50,7 +55,10 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         return found | _row(log, snapshot, options)
     if options.sort:
         rows = top(snapshot, options.sort, options.top)
-        return found | {"sort": options.sort, "rows": _lines(snapshot, rows, _dictionary(log, options.table))}
+        return found | {
+            "sort": options.sort,
+            "rows": _lines(snapshot, rows, _dictionary_of_rows(log, options.table)),
+        }
     return found | _summary(log, snapshot, options)
 
 
@@ -71,21 +79,65 @@ def _summary(log: LogReader, snapshot: Snapshot, options: argparse.Namespace) ->
         "frequency": _histogram(summary.frequency),
         "age": _histogram(summary.age),
         "norm": _histogram(summary.norm),
-        "collisions": {"kind": "hash64", "probability": collision_probability(summary.rows)},
+        "collisions": _collisions(log, snapshot),
         "epochs": [{name: getattr(one, name) for name in one.__slots__} for one in reversed(history)],
         "png": options.png,
     }
 
 
+def _collisions(log: LogReader, snapshot: Snapshot) -> dict[str, Any]:
+    """Of two values that have one id; where ids share rows, of ids that have the same ones."""
+    if (hashing := hashing_of(log.model.job, snapshot.table)) is None:
+        return {"kind": "hash64", "probability": collision_probability(len(snapshot))}
+    found: dict[str, Any] = {"kind": "shared_rows"} | asdict(
+        collisions(hashing, occupied(hashing, snapshot.ids))
+    )
+    # What the log does not tell, the values do that were written down: which ids there really are.
+    if (dictionary := _dictionary(log, snapshot.table)) is not None:
+        rows = row_ids(log.model.job, snapshot.table, hashing, dictionary.ids)
+        found |= {"known_ids": len(rows), "known_collided": collided_share(rows)}
+    return found
+
+
+def _shared_row(
+    log: LogReader, snapshot: Snapshot, options: argparse.Namespace, hashing: Hashing
+) -> dict[str, Any]:
+    """Of a table whose ids share rows: the rows of an id, and the vector that they make."""
+    if options.nearest:
+        raise ConfigError(
+            f"--nearest: ids of table {options.table!r} share rows, and the log does not tell which ids there are"
+        )
+    number = _asked_id(log, options)
+    wanted = row_ids(log.model.job, options.table, hashing, np.array([number], np.uint64))[0]
+    places = snapshot.find(wanted)
+    if (places < 0).all():
+        raise _no_row(options, snapshot, number)
+    rows = snapshot.pick(places[places >= 0])
+    whole = len(rows.ids) == hashing.parts
+    # A row that was never learned is as it was initialised, and not in the log.
+    return {
+        "id": number,
+        "row_ids": wanted.tolist(),
+        "rows": _lines(snapshot, rows, None),
+        "vector": combined(hashing, rows).tolist() if whole else None,
+    }
+
+
+def _no_row(options: argparse.Namespace, snapshot: Snapshot, number: int) -> ConfigError:
+    return ConfigError(
+        f"table {options.table!r} has no row of id {number:#018x} at epoch {snapshot.epoch}: it was never learned, "
+        "was not admitted, or has expired"
+    )
+
+
 def _row(log: LogReader, snapshot: Snapshot, options: argparse.Namespace) -> dict[str, Any]:
+    if (hashing := hashing_of(log.model.job, options.table)) is not None:
+        return _shared_row(log, snapshot, options, hashing)
     number = _asked_id(log, options)
     place = snapshot.find(np.array([number], np.uint64))
     if place[0] < 0:
-        raise ConfigError(
-            f"table {options.table!r} has no row of id {number:#018x} at epoch {snapshot.epoch}: it was never learned, "
-            "was not admitted, or has expired"
-        )
-    dictionary = _dictionary(log, options.table)
+        raise _no_row(options, snapshot, number)
+    dictionary = _dictionary_of_rows(log, options.table)
     row = snapshot.pick(place)
     line = _lines(snapshot, row, dictionary)[0]
     found: dict[str, Any] = {
@@ -117,7 +169,7 @@ def _asked_id(log: LogReader, options: argparse.Namespace) -> int:
 def _movers(log: LogReader, options: argparse.Namespace) -> dict[str, Any]:
     earlier, later = (open_snapshot(log, options.table, epoch) for epoch in options.movers)
     found = movers(earlier, later, options.top)
-    dictionary = _dictionary(log, options.table)
+    dictionary = _dictionary_of_rows(log, options.table)
     return {
         "from": earlier.epoch,
         "to": later.epoch,
@@ -140,7 +192,7 @@ def _best(snapshot: Snapshot, best: Best, score: str, dictionary: Dictionary | N
 def _files(log: LogReader, snapshot: Snapshot, options: argparse.Namespace) -> dict[str, int]:
     from streamtrain.analysis.files import write_csv, write_parquet
 
-    dictionary = _dictionary(log, options.table)
+    dictionary = _dictionary_of_rows(log, options.table)
     written = {}
     if options.csv:
         written[options.csv] = write_csv(snapshot, Path(options.csv), dictionary)
@@ -151,8 +203,15 @@ def _files(log: LogReader, snapshot: Snapshot, options: argparse.Namespace) -> d
 
 def _dictionary(log: LogReader, table: str) -> Dictionary | None:
     """The reverse dictionary of the table's slots; None where none of them has one."""
+    if not (log.path / VALUES).is_dir():
+        return None
     dictionary = Dictionary(log.path, slots_of_table(log.model.job, table)) if log.model.job else None
     return dictionary if dictionary is not None and dictionary.slots else None
+
+
+def _dictionary_of_rows(log: LogReader, table: str) -> Dictionary | None:
+    """As `_dictionary`, of a table whose rows are those of single ids: a shared row has no one value."""
+    return None if hashing_of(log.model.job, table) is not None else _dictionary(log, table)
 
 
 def _lines(snapshot: Snapshot, rows: TableRows, dictionary: Dictionary | None) -> list[dict[str, Any]]:

@@ -43,8 +43,20 @@ def _summary(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _collisions(found: dict[str, Any]) -> str:
-    probability = found["collisions"]["probability"]
-    return f"each id has its own row; two values share one 64-bit id with probability {probability:.2g}"
+    about = found["collisions"]
+    if about["kind"] == "hash64":
+        probability = about["probability"]
+        return f"each id has its own row; two values share one 64-bit id with probability {probability:.2g}"
+    parts = ", ".join(
+        f"{used:,} of {size:,} rows in use"
+        for used, size in zip(about["occupied"], about["sizes"], strict=True)
+    )
+    text = (
+        f"{parts}; about {about['ids']:,.0f} ids, {about['collided']:.2%} of them share all rows with another"
+    )
+    if "known_ids" in about:
+        text += f"; of {about['known_ids']:,} ids whose values are known {about['known_collided']:.2%} do"
+    return text
 
 
 def _histogram(title: str, histogram: dict[str, Any], *, whole: bool) -> Iterator[str]:
@@ -87,16 +99,32 @@ def _epochs(epochs: Sequence[dict[str, Any]]) -> Iterator[str]:
     )
 
 
+def _shared_row(found: dict[str, Any]) -> Iterator[str]:
+    yield f"id {found['id']:#018x} is made of"
+    yield from _rows(found["rows"])
+    if found["vector"] is None:
+        yield f"and of {len(found['row_ids']) - len(found['rows'])} more that no sample has changed yet"
+    else:
+        yield from _numbers("vector", found["vector"])
+
+
 def _row(found: dict[str, Any]) -> Iterator[str]:
+    if "row" not in found:
+        yield from _shared_row(found)
+        return
     row = found["row"]
     yield from _rows([row])
     for name in ("vector", "optimizer"):
-        for first in range(0, len(row[name]), _VECTOR_COLUMNS):
-            part = " ".join(f"{number:>13.6g}" for number in row[name][first : first + _VECTOR_COLUMNS])
-            yield f"{name if not first else '':<9} {part}"
+        yield from _numbers(name, row[name])
     if "nearest" in found:
         yield f"nearest by {found['by']}"
         yield from _rows(found["nearest"], "cosine", "dot")
+
+
+def _numbers(name: str, numbers: Sequence[float]) -> Iterator[str]:
+    for first in range(0, len(numbers), _VECTOR_COLUMNS):
+        part = " ".join(f"{number:>12.6g}" for number in numbers[first : first + _VECTOR_COLUMNS])
+        yield f"{name if not first else '':<9} {part}"
 
 
 def _movers(found: dict[str, Any]) -> Iterator[str]:

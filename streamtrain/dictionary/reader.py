@@ -52,6 +52,11 @@ class Dictionary:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def ids(self) -> NDArray[np.uint64]:
+        """The ids of which the value is known, ascending."""
+        return self._ids
+
     def find(self, ids: NDArray[np.uint64]) -> tuple[pa.Array, pa.Array]:
         """Of each id, the slot and the value as text, as Arrow large_string arrays; null where nothing is known."""
         if not len(self):

@@ -19,7 +19,7 @@ from streamtrain.log.rollback import redone
 
 __all__ = ["Problem", "Report", "verify"]
 
-_ROOT = {"model.json", "epochs", "bases", "tmp", "readers", "damaged", "LOCK"}
+_ROOT = {"model.json", "epochs", "bases", "tmp", "readers", "values", "damaged", "LOCK"}
 _NAME = re.compile(r"\d{20}\.safetensors")
 _REPORT = "Report it: this is a fault in streamtrain"
 

@@ -224,6 +224,24 @@ def test_a_snapshot_stays_whole_when_its_files_are_collected(tmp_path: Path) -> 
     assert as_table(found) == before
 
 
+def test_rates_are_told_again_when_a_base_that_was_there_lets_epochs_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EpochLog.create(tmp_path / "log", "m", {})
+    append_epochs(log, 6)
+    fold(log.path, 4)
+    read, reads = EpochLog.read, []
+
+    def collected_at_the_second(self: EpochLog, epoch: int, **options: bool) -> object:
+        reads.append(epoch)
+        if len(reads) == 2:
+            log.collect(1)
+        return read(self, epoch, **options)
+
+    monkeypatch.setattr(EpochLog, "read", collected_at_the_second)
+    assert [one.epoch for one in rates(log, "user", 100)] == [5, 6]
+
+
 @pytest.mark.parametrize("what", ["rows", "rates"])
 def test_what_is_collected_while_it_is_read_is_read_again_from_the_newer_base(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -37,9 +37,13 @@ def mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def initial_weights(init: AnyInit, seed: int, table: str, id: int, dim: int) -> np.ndarray:
+def initial_weights(
+    init: AnyInit, seed: int, table: str, id: int, dim: int, key_of_table: int | None = None
+) -> np.ndarray:
     """The text of streamtrain/sparse/init.py, read aloud."""
-    table_key = mix(mix(seed + GAMMA) ^ xxhash.xxh64_intdigest(table.encode()))
+    table_key = key_of_table
+    if table_key is None:
+        table_key = mix(mix(seed + GAMMA) ^ xxhash.xxh64_intdigest(table.encode()))
     key = mix(table_key ^ mix(id + GAMMA))
 
     def word(j: int) -> int:

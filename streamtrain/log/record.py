@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EpochRecord", "SpanTable", "TableRows"]
+__all__ = ["EpochRecord", "FilterRows", "SpanTable", "TableRows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,21 @@ class TableRows:
             np.empty(0, np.uint32),
             np.empty(0, np.uint32),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRows:
+    """Parts of one table's admission filter as absolute values, and parts that are empty again.
+
+    Attributes:
+      ids: `[R]` uint64, distinct: ids that are counted, or numbers of blocks of counters, as the rule has it.
+      values: `[R, W]` uint8, W >= 1: what each of them holds.
+      tombstones: `[T]` uint64, those that hold nothing any more; disjoint from `ids`.
+    """
+
+    ids: NDArray[np.uint64]
+    values: NDArray[np.uint8]
+    tombstones: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +99,8 @@ class EpochRecord:
       tables: by name, the changed rows.
       dense: by name, the dense parameters and optimizer state, whole.
       metrics: by name, the accumulators of prequential evaluation, whole.
+      filters: by name of the table, what changed of its admission filter.
+      rules: by `table/name`, the state of users' own admission rules, whole.
       notes: small free-form facts for the lineage (restart, configuration change), str to str.
     """
 
@@ -97,6 +114,8 @@ class EpochRecord:
     tables: Mapping[str, TableRows]
     dense: Mapping[str, np.ndarray]
     metrics: Mapping[str, np.ndarray]
+    filters: Mapping[str, FilterRows] = field(default_factory=dict)
+    rules: Mapping[str, np.ndarray] = field(default_factory=dict)
     spans: SpanTable = SpanTable()
     bad_samples: int = 0
     quarantined_minibatches: int = 0

@@ -9,7 +9,7 @@ from streamtrain.log.record import TableRows
 from streamtrain.sparse.jit import kernel, prefetch_row
 from streamtrain.sparse.memory import as_input, reserve
 
-__all__ = ["Arena", "gather", "gather_weights", "scatter", "zero_tails"]
+__all__ = ["Arena", "fill_absent", "gather", "gather_weights", "scatter", "start_tails"]
 
 AHEAD = 16
 FLOAT = 4
@@ -74,6 +74,16 @@ def gather_weights(words: NDArray[np.float32], rows: NDArray[np.int32], vectors:
 
 
 @kernel
+def fill_absent(rows: NDArray[np.int32], vector: NDArray[np.float32], vectors: NDArray[np.float32]) -> None:
+    """Writes `vector` (`[D]` float32) to `vectors[r]` (`[R, D]` float32) wherever `rows[r]` is below 0."""
+    for r in range(rows.size):
+        if rows[r] < 0:
+            out = vectors[r]
+            for d in range(vector.size):
+                out[d] = vector[d]
+
+
+@kernel
 def gather(
     words: NDArray[np.float32],
     bits: NDArray[np.uint32],
@@ -128,10 +138,12 @@ def scatter(
 
 
 @kernel
-def zero_tails(bits: NDArray[np.uint32], rows: NDArray[np.int32], fresh: NDArray[np.bool_]) -> None:
-    """Sets count and last step of the fresh rows to 0: a reused row holds what was there before."""
+def start_tails(
+    bits: NDArray[np.uint32], rows: NDArray[np.int32], fresh: NDArray[np.bool_], last_step: np.uint32
+) -> None:
+    """Sets count to 0 and the last step of the fresh rows: a reused row holds what was there before."""
     tail = bits.shape[1] - 2
     for i in range(rows.size):
         if fresh[i]:
             bits[rows[i], tail] = np.uint32(0)
-            bits[rows[i], tail + 1] = np.uint32(0)
+            bits[rows[i], tail + 1] = last_step

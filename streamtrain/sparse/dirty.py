@@ -31,7 +31,7 @@ class DirtyRows:
         return 4 * int(self._state[0])
 
     def mark(self, rows: NDArray[np.int32]) -> None:
-        """Adds rows (`[N]` int32); those that are marked keep their place."""
+        """Adds rows (`[N]` int32); those that are marked keep their place, and numbers below 0 are passed over."""
         mark(rows, self._places, self._list, self._state)
 
     def unmark(self, rows: NDArray[np.int32]) -> None:
@@ -51,7 +51,7 @@ def mark(
     """Appends the rows that are not marked yet.
 
     Args:
-      rows: `[N]` int32, >= 0.
+      rows: `[N]` int32; those below 0 are passed over.
       places: `[C]` int32, by row 1 + its place in `marked`, or 0; mutated.
       marked: `[L]` int32, L > C or all rows fit; rows in order, -1 where one was removed; mutated.
       state: `[1]` int64, how much of `marked` is in use; mutated.
@@ -59,7 +59,7 @@ def mark(
     for i in range(rows.size):
         prefetch(places, np.int64(rows[min(i + AHEAD, rows.size - 1)]), 0)
         row = rows[i]
-        if places[row] == 0:
+        if row >= 0 and places[row] == 0:
             if state[0] == marked.size:
                 squeeze(places, marked, state)
             marked[state[0]] = row

@@ -1,31 +1,42 @@
-"""The dynamic table: one row for each id, made when the id first comes."""
+"""The dynamic table: a row for each id that is admitted, until it expires."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.errors import TableFull
 from streamtrain.log.record import TableRows
+from streamtrain.sparse.admission import Admission, make_admission
+from streamtrain.sparse.expiry import expired, rule_of
 from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.table import EmbeddingTable
-from streamtrain.sparse.unite import United
+from streamtrain.sparse.unite import United, Uniter
 
 __all__ = ["DynamicTable"]
 
+NO_IDS = np.empty(0, np.uint64)
 NO_ROWS = np.empty(0, np.int32)
-NO_COUNTS = np.empty(0, np.uint32)
 
 
 class DynamicTable:
     """The kind of table that is an index of ids over rows of their own; see `TableKind`.
 
+    In a step, rows are found, absent ids are admitted or not, and rows learn; then the step ends, and with it filters age
+    and rows expire. A step that is taken back ends too: its number has passed all the same.
+
     Attributes:
       rows: the rows.
+      admission: which ids get one; None: all.
     """
 
     def __init__(self, name: str, settings: TableSettings, seed: int) -> None:
         """Args: name: the table's; settings: of it; seed: the model's. Raises: ConfigError."""
         self.name, self.dim = name, settings.dim
+        self.admission: Admission | None = make_admission(settings.admission, seed, name)
         self.rows = EmbeddingTable(
             name,
             settings.dim,
@@ -33,33 +44,80 @@ class DynamicTable:
             seed=seed,
             rows_max=settings.rows_max,
             optimizer=settings.optimizer,
+            unadmitted=None if self.admission is None else settings.unadmitted,
+            decay=settings.decay,
         )
-        self._step_rows, self._occurrences = NO_ROWS, NO_COUNTS
+        self._expiry = settings.expiry
+        self._rule = None if settings.expiry is None else rule_of(settings.expiry, name)
+        # A row that was inserted and has not learned is no change: where nothing looks at rows by themselves it may stay.
+        self._tidy = self.admission is not None or settings.expiry is not None or settings.decay is not None
+        self._united = Uniter().unite(NO_IDS)
+        self._step_rows, self._inserted, self._refused = NO_ROWS, NO_IDS, 0
+        self._counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def memory_bytes(self) -> int:
-        return self.rows.memory_bytes
+        return self.rows.memory_bytes + (0 if self.admission is None else self.admission.memory_bytes)
 
     def begin(self, united: United, step: int, vectors: NDArray[np.float32]) -> None:
-        self._step_rows = self.rows.find_or_insert(united.ids)
-        self._occurrences = united.occurrences
+        self._united, self.rows.step = united, step
+        if self._tidy:
+            self._step_rows = self._find_or_admit(united, step)
+        else:
+            self._step_rows = self.rows.find_or_insert(united.ids)
         self.rows.gather(self._step_rows, vectors)
 
+    def _find_or_admit(self, united: United, step: int) -> NDArray[np.int32]:
+        rows = self.rows.find(united.ids)
+        absent = np.flatnonzero(rows < 0)
+        if self.admission is not None:
+            occurrences = united.occurrences[absent]
+            absent = absent[self.admission.admit(united.ids[absent], occurrences, step)]
+        self._inserted = united.ids[absent]
+        try:
+            rows[absent] = self.rows.find_or_insert(self._inserted)
+        except TableFull:
+            self.discard()
+            raise
+        self._refused = int(np.count_nonzero(rows < 0))
+        return rows
+
     def learn(self, gradients: NDArray[np.float32], step: int) -> bool:
-        return self.rows.learn(self._step_rows, gradients, self._occurrences, step)
+        return self.rows.learn(self._step_rows, gradients, self._united.occurrences, step)
 
     def keep(self) -> None:
         self.rows.keep_learned(self._step_rows)
+        if self.admission is not None:
+            self.admission.keep()
+            self._counts["admitted"] += len(self._inserted)
+            self._counts["refused"] += self._refused
 
     def undo(self) -> None:
-        """Rows that `begin` inserted stay, at their initial state, which is what they would start as again."""
         self.rows.undo_learned(self._step_rows)
+        self.discard()
 
     def discard(self) -> None:
-        """As `undo`: rows that were inserted stay."""
+        """Rows that were inserted stay where nothing looks at them: at their initial state, as they would start again."""
+        if self._tidy:
+            self.rows.withdraw(self._inserted)
+        if self.admission is not None:
+            self.admission.undo()
+
+    def end(self, step: int) -> None:
+        if self.admission is not None:
+            self.admission.end(step)
+        if self._expiry is not None:
+            rows = self.rows.in_turn(step, self._expiry.sweep_steps)
+            self.rows.fade(rows, step)
+            gone, reasons = expired(self._expiry, self._rule, rows, step)
+            self.rows.remove(rows.ids[gone])
+            self._counts.update({f"expired_{reason}": count for reason, count in reasons.items()})
+
+    def counts(self) -> Mapping[str, int]:
+        return dict(self._counts)
 
     def lookup(self, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
         return self.rows.lookup(ids)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
+from streamtrain.sparse.admission import Admission
 from streamtrain.sparse.collisions import Collisions, collisions
 from streamtrain.sparse.combining import COMBINERS, count_occurrences
 from streamtrain.sparse.hashed_ids import RowIds
@@ -32,6 +35,9 @@ class HashedTable:
     Attributes:
       rows: the rows, of all parts.
     """
+
+    admission: Admission | None = None
+    """None: rows are there for every id from the start."""
 
     def __init__(
         self,
@@ -95,6 +101,12 @@ class HashedTable:
         sums.fill(0)
         self._combine.backward(self._weights[:count], self._inverse, gradients, sums)
         return self.rows.learn(self._step_rows, sums, self._counts[:count], step)
+
+    def end(self, step: int) -> None:
+        """Nothing: rows of fixed number do not go."""
+
+    def counts(self) -> Mapping[str, int]:
+        return {}
 
     def keep(self) -> None:
         self.rows.keep_learned(self._step_rows)

@@ -39,6 +39,11 @@ class Index:
         return int(self._state[probing.LIVE])
 
     @property
+    def entries(self) -> NDArray[np.uint64]:
+        """`[S]` uint64, the slots of `probing`, for kernels that only read; valid until an id is inserted."""
+        return self._slots
+
+    @property
     def rows_high(self) -> int:
         """One more than the largest row number ever handed out."""
         return int(self._state[probing.HIGH])

@@ -9,6 +9,8 @@ For the id `x` in the table `name` of a model with seed `s`, all modulo 2^64:
     key(x)     = mix(table_key ^ mix(x + G))
     word(x, j) = mix(key(x) + (j + 1) * G)                              SplitMix64 begun at key(x)
 
+The vector that unadmitted ids share is that of id 0 with mix(table_key + G) in place of table_key.
+
 - `constant`: every weight is float32(value).
 - `uniform`: weight d is float32(scale * (2 k - 2^24) / 2^24), k the upper 24 bits of word(x, d).
 - `normal`: weight d takes 16 bits, lane d mod 4 of word(x, d div 4), counted from the lowest. Its lower 15 bits are
@@ -37,7 +39,16 @@ from numpy.typing import NDArray
 from streamtrain.sparse.jit import kernel
 from streamtrain.sparse.settings import AnyInit, Constant, Normal, Uniform
 
-__all__ = ["Initializer", "fill_constant", "fill_normal", "fill_uniform", "normal_quantiles", "table_key"]
+__all__ = [
+    "Initializer",
+    "admission_key",
+    "fill_constant",
+    "fill_normal",
+    "fill_uniform",
+    "normal_quantiles",
+    "shared_key",
+    "table_key",
+]
 
 MASK = (1 << 64) - 1
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -54,6 +65,16 @@ TWO_24 = 16777216.0
 def table_key(seed: int, table: str) -> int:
     """The 64-bit key that a table's rows start from."""
     return _mix(_mix(seed + int(GAMMA)) ^ xxhash.xxh64_intdigest(table.encode()))
+
+
+def shared_key(seed: int, table: str) -> int:
+    """The key, in place of the table's, of the vector that unadmitted ids share."""
+    return _mix(table_key(seed, table) + int(GAMMA))
+
+
+def admission_key(seed: int, table: str) -> int:
+    """The key of what admission decides by chance, and of where its filter counts."""
+    return _mix(table_key(seed, table) + 2 * int(GAMMA))
 
 
 def _mix(z: int) -> int:
@@ -75,10 +96,15 @@ def normal_quantiles() -> NDArray[np.float32]:
 class Initializer:
     """Writes initial weights. For any number of threads."""
 
-    def __init__(self, settings: AnyInit, seed: int, table: str) -> None:
-        """Args: settings: the distribution; seed: the model's; table: the table's name."""
+    def __init__(self, settings: AnyInit, seed: int, table: str, *, shared: bool = False) -> None:
+        """Args:
+        settings: the distribution.
+        seed: the model's.
+        table: the table's name.
+        shared: of the vector that ids share as long as they are not admitted: it is that of id 0.
+        """
         self.settings = settings
-        key = np.uint64(table_key(seed, table))
+        key = np.uint64(shared_key(seed, table) if shared else table_key(seed, table))
         self._fill: Callable[..., None]
         self._parameters: tuple[Any, ...]
         match settings:

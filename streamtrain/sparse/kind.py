@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
+from streamtrain.sparse.admission import Admission
 from streamtrain.sparse.unite import United
 
 __all__ = ["Lookup", "TableKind"]
@@ -27,16 +29,18 @@ class TableKind(Lookup, Protocol):
     """A table that learns. One thread uses it.
 
     A step is `begin`, then `learn` and, as every table of the net came out, `keep` or `undo`; or `discard` in place of
-    these. Everything else happens between steps. What it holds is a function of its settings, the seed, and what was
+    these; and `end` in any case. Everything else happens between steps. What it holds is a function of its settings, the seed, and what was
     done to it, bit for bit: never of memory's layout, of growth, or of restarts.
 
     Attributes:
       name: the table's name, part of what rows start from.
       dim: D, floats a vector.
+      admission: which ids get a row; None where no rule decides that.
     """
 
     name: str
     dim: int
+    admission: Admission | None
 
     def __len__(self) -> int:
         """Rows held."""
@@ -71,6 +75,12 @@ class TableKind(Lookup, Protocol):
 
     def discard(self) -> None:
         """Takes back `begin`, after which nothing was learned."""
+
+    def end(self, step: int) -> None:
+        """The step is over, whether it was kept or taken back: what is done on a schedule of steps."""
+
+    def counts(self) -> Mapping[str, int]:
+        """What happened to ids since the table was made, by name: `admitted`, `refused`, `expired_age`, ..."""
 
     def cut(self) -> TableRows:
         """What changed since the last cut, as copies: absolute rows and tombstones."""

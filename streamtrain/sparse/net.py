@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import ConfigError
 from streamtrain.layout import Layout
-from streamtrain.log.record import TableRows
+from streamtrain.log.record import FilterRows, TableRows
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.sparse.activations import ActivationBuffers, SparseActivations
+from streamtrain.sparse.admission import Admission
 from streamtrain.sparse.bank import Bank, make_table
 from streamtrain.sparse.kind import TableKind
 from streamtrain.sparse.memory import as_input
@@ -124,12 +125,19 @@ class SparseNet:
                 table.keep()
             else:
                 table.undo()
+        self._end(step)
         return finite
 
     def discard(self) -> None:
         """Forgets the last `forward` without learning from it. Rows that it inserted stay, at their initial state."""
-        self._flight = None
+        flight, self._flight = self._flight, None
         self._discard()
+        if flight is not None:
+            self._end(flight[0])
+
+    def _end(self, step: int) -> None:
+        for table in self.tables.values():
+            table.end(step)
 
     def _discard(self) -> None:
         for bank in self._banks.values():
@@ -143,6 +151,42 @@ class SparseNet:
         """By table, what changed since the last cut, as copies; see `EmbeddingTable.cut`."""
         self._between_steps()
         return {name: table.cut() for name, table in self.tables.items()}
+
+    def cut_filters(self) -> tuple[dict[str, FilterRows], dict[str, np.ndarray]]:
+        """What changed of the admission filters since the last cut, by table, and all else that rules remember, whole."""
+        self._between_steps()
+        rules = self._rules()
+        changed = {name: rule.cut() for name, rule in rules.items()}
+        state = {
+            f"{name}/{key}": array for name, rule in rules.items() for key, array in rule.state().items()
+        }
+        return {name: rows for name, rows in changed.items() if rows is not None}, state
+
+    def load_filters(self, filters: Mapping[str, FilterRows], state: Mapping[str, np.ndarray]) -> None:
+        """Takes over what `cut_filters` returned.
+
+        Raises:
+          ConfigError: it is of another rule than the settings make.
+        """
+        self._between_steps()
+        rules = self._rules()
+        for name in sorted({*filters, *(key.rpartition("/")[0] for key in state)}):
+            if name not in rules:
+                raise ConfigError(
+                    f"tables.{name}.admission: the record holds a filter of this table, the settings admit every id"
+                )
+            if name in filters:
+                rules[name].load(filters[name])
+            own = {
+                key.rpartition("/")[2]: value
+                for key, value in state.items()
+                if key.rpartition("/")[0] == name
+            }
+            if own:
+                rules[name].load_state(own)
+
+    def _rules(self) -> dict[str, Admission]:
+        return {name: table.admission for name, table in self.tables.items() if table.admission is not None}
 
     def load(self, tables: Mapping[str, TableRows], *, dirty: bool = False) -> None:
         """Inserts or overwrites rows and removes tombstones; see `EmbeddingTable.load`.

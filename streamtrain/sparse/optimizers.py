@@ -4,7 +4,7 @@ All arithmetic is float32, in the order written; inner loops run over slices, of
 
 - `words`: `[C, D + K + 2]` float32, the arena; a row is [weights D | optimizer slots K | count | last step]; mutated.
 - `bits`: the same memory as uint32, for the last two; mutated.
-- `rows`: `[U]` int32, distinct.
+- `rows`: `[U]` int32, distinct but for those below 0, which are passed over: ids without a row.
 - `gradients`: `[U, D]` float32, each row's gradient, summed over its occurrences in the minibatch.
 - `occurrences`: `[U]` uint32, how often each row occurred; the row's count grows by it, up to 2^32 - 1.
 - `step`: uint32, the row's new last step.
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from streamtrain.sparse.jit import kernel, prefetch_row
 from streamtrain.sparse.settings import Adagrad, Adam, AnyOptimizer, Ftrl, RowwiseAdagrad, Sgd
 
-__all__ = ["RowOptimizer", "restore", "row_optimizer", "slots_of"]
+__all__ = ["RowOptimizer", "restore", "row_optimizer", "slots_of", "statistics_of"]
 
 Words = NDArray[np.float32]
 Bits = NDArray[np.uint32]
@@ -85,6 +85,11 @@ def slots_of(settings: AnyOptimizer, dim: int) -> int:
             return 2 * dim + 1
         case Ftrl():
             return 2 * dim
+
+
+def statistics_of(settings: AnyOptimizer, dim: int) -> int:
+    """How many of the K floats, from the first on, are statistics that may decay: all but Adam's number of updates."""
+    return slots_of(settings, dim) - isinstance(settings, Adam)
 
 
 def row_optimizer(settings: AnyOptimizer, dim: int) -> RowOptimizer:
@@ -181,8 +186,10 @@ def largest(bits: Bits, row: np.int32) -> np.uint32:
 
 @kernel
 def restore(bits: Bits, rows: Rows, before: Bits) -> None:
-    """Gives the rows the bits back that a kernel kept."""
+    """Gives the rows the bits back that a kernel kept; those below 0 are passed over."""
     for u in range(rows.size):
+        if rows[u] < 0:
+            continue
         now, then = bits[rows[u]], before[u]
         for w in range(then.size):
             now[w] = then[w]
@@ -205,6 +212,8 @@ def sgd(
     worst = np.uint32(0)
     for u in range(rows.size):
         prefetch_row(words, rows, u + AHEAD, words.strides[0])
+        if rows[u] < 0:
+            continue
         keep(bits, rows[u], before, u)
         weights, gradient = words[rows[u], :dim], gradients[u]
         for d in range(dim):
@@ -236,6 +245,8 @@ def adagrad(
     worst = np.uint32(0)
     for u in range(rows.size):
         prefetch_row(words, rows, u + AHEAD, words.strides[0])
+        if rows[u] < 0:
+            continue
         keep(bits, rows[u], before, u)
         weights, squares = words[rows[u], :dim], words[rows[u], dim : 2 * dim]
         gradient = gradients[u]
@@ -272,6 +283,8 @@ def rowwise_adagrad(
     worst = np.uint32(0)
     for u in range(rows.size):
         prefetch_row(words, rows, u + AHEAD, words.strides[0])
+        if rows[u] < 0:
+            continue
         keep(bits, rows[u], before, u)
         weights, gradient = words[rows[u], :dim], gradients[u]
         total = ZERO
@@ -320,6 +333,8 @@ def adam(
     worst = np.uint32(0)
     for u in range(rows.size):
         prefetch_row(words, rows, u + AHEAD, words.strides[0])
+        if rows[u] < 0:
+            continue
         keep(bits, rows[u], before, u)
         weights, gradient = words[rows[u], :dim], gradients[u]
         means, squares = words[rows[u], dim : 2 * dim], words[rows[u], 2 * dim : 3 * dim]
@@ -379,6 +394,8 @@ def ftrl(
     worst = np.uint32(0)
     for u in range(rows.size):
         prefetch_row(words, rows, u + AHEAD, words.strides[0])
+        if rows[u] < 0:
+            continue
         keep(bits, rows[u], before, u)
         weights, gradient = words[rows[u], :dim], gradients[u]
         zs, squares = words[rows[u], dim : 2 * dim], words[rows[u], 2 * dim : 3 * dim]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field, Tag, model_validator
 
 from streamtrain.settings import Settings, kind_or
+from streamtrain.sparse.lifecycle_settings import AnyAdmission, Decay, Expiry, NoAdmission, Unadmitted
 
 __all__ = [
     "Adagrad",
@@ -154,6 +155,22 @@ class TableSettings(RowSettings):
     """A row for each id."""
     rows_max: int = Field(default=16_777_216, ge=1, le=2_000_000_000)
     """Bound on rows. When it is reached the daemon stops and says so; address space, not memory, is reserved for it."""
+    admission: AnyAdmission = NoAdmission()
+    """Which ids get a row."""
+    unadmitted: Unadmitted = "initial"
+    """What ids without a row look like where `admission` is not `none`: all the same initial vector, or zeros."""
+    expiry: Expiry | None = None
+    """When a row is dropped. Default: never."""
+    decay: Decay | None = None
+    """How a row fades that is not updated. Default: not at all."""
+
+    @model_validator(mode="after")
+    def _weights_can_decay(self) -> TableSettings:
+        if isinstance(self.optimizer, Ftrl) and self.decay is not None and self.decay.weights < 1:
+            raise ValueError(
+                "decay.weights: ftrl makes the weights of its slots anew at each update; let decay.slots decay them"
+            )
+        return self
 
     @property
     def hashing(self) -> None:

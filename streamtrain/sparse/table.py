@@ -7,17 +7,20 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import ConfigError
 from streamtrain.log.record import TableRows
-from streamtrain.sparse.arena import Arena, gather_weights, zero_tails
+from streamtrain.sparse.arena import Arena, fill_absent, gather_weights, start_tails
+from streamtrain.sparse.decay import RowDecay
 from streamtrain.sparse.direct import DirectIndex
 from streamtrain.sparse.dirty import DirtyRows
 from streamtrain.sparse.index import IdSet, Index
 from streamtrain.sparse.init import Initializer
+from streamtrain.sparse.lifecycle_settings import Decay, Unadmitted
 from streamtrain.sparse.memory import as_input
-from streamtrain.sparse.optimizers import restore, row_optimizer
+from streamtrain.sparse.optimizers import restore, row_optimizer, statistics_of
 from streamtrain.sparse.part_init import PartInitializer
 from streamtrain.sparse.rehearsal import ROWS
 from streamtrain.sparse.settings import AnyInit, AnyOptimizer
 from streamtrain.sparse.tables import Hashing
+from streamtrain.sparse.turns import rows_in_turn
 
 __all__ = ["EmbeddingTable"]
 
@@ -35,6 +38,7 @@ class EmbeddingTable:
       name: the table's name, part of what rows start from.
       dim: D, weights a row.
       slots: K, floats of optimizer state a row.
+      step: as of which rows that decay are seen.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class EmbeddingTable:
         rows_max: int,
         optimizer: AnyOptimizer | None = None,
         hashing: Hashing | None = None,
+        unadmitted: Unadmitted | None = None,
+        decay: Decay | None = None,
     ) -> None:
         """Args:
           init: how a row starts.
@@ -54,6 +60,8 @@ class EmbeddingTable:
           rows_max: bound on rows; address space, not memory, is reserved for it.
           optimizer: how rows learn; None holds weights only.
           hashing: where ids are row ids of a hashed table, which has `rows_max` of them: no index is kept.
+          unadmitted: what all ids without a row look like; None: each like the row that it would start with.
+          decay: how rows fade.
 
         Raises:
           ConfigError: the system has no address space for `rows_max` rows.
@@ -63,7 +71,7 @@ class EmbeddingTable:
         self._init, self._seed, self._learning = init, seed, optimizer
         self._optimizer = None if optimizer is None else row_optimizer(optimizer, dim)
         self.slots = 0 if self._optimizer is None else self._optimizer.slots
-        self._hashing = hashing
+        self._hashing, self._unadmitted, self._fading = hashing, unadmitted, decay
         self._index: Index | DirectIndex
         if hashing is None:
             self._initializer, self._index = Initializer(init, seed, name), Index(label, rows_max)
@@ -71,10 +79,23 @@ class EmbeddingTable:
             assert rows_max == hashing.rows
             self._initializer = PartInitializer(init, seed, name, hashing)
             self._index = DirectIndex(label, hashing.sizes)
+        self._absent = None if unadmitted is None else self._shared_vector(unadmitted)
         self._arena = Arena(label, dim, self.slots, rows_max)
-        self._before = np.empty((0, dim + self.slots + 2), np.uint32)
+        self._decay = None
+        if decay is not None:
+            self._decay = RowDecay(decay, 0 if optimizer is None else statistics_of(optimizer, dim))
+        self.step = 0
+        # What rows were before `learn`, and before they faded in it.
+        self._before = self._unfaded = self._row_copies(0)
         self._dirty = DirtyRows(label, rows_max)
         self._removed = IdSet(f"{label}, rows removed in this epoch,", min(2 * rows_max, ROWS_LIMIT))
+
+    def _shared_vector(self, unadmitted: Unadmitted) -> NDArray[np.float32]:
+        vector = np.zeros((1, self.dim), np.float32)
+        if unadmitted == "initial":
+            shared = Initializer(self._init, self._seed, self.name, shared=True)
+            shared.fill(vector, self.dim, np.zeros(1, np.uint64), np.zeros(1, np.int32), np.ones(1, np.bool_))
+        return vector[0]
 
     def __len__(self) -> int:
         return len(self._index)
@@ -89,6 +110,8 @@ class EmbeddingTable:
             rows_max=rows_max if self._hashing is None else self._hashing.rows,
             optimizer=self._learning,
             hashing=self._hashing,
+            unadmitted=self._unadmitted,
+            decay=self._fading,
         )
 
     def rehearse(self) -> None:
@@ -119,19 +142,32 @@ class EmbeddingTable:
     def lookup(self, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
         """The vectors (`[N, D]` float32) of ids (`[N]` uint64), a copy; inserts nothing.
 
-        An id that has no row gets its initial vector, which is what the trainer would start it with.
+        An id that has no row gets its initial vector, which is what the trainer would start it with, or in a table with
+        admission what all unadmitted ids share.
         """
         ids = as_input(ids, np.uint64)
         rows = self._index.find(ids)
         vectors = np.empty((len(ids), self.dim), np.float32)
         self.gather(rows, vectors)
-        places = np.arange(len(ids), dtype=np.int32)
-        self._initializer.fill(vectors, self.dim, ids, places, rows < 0)
+        if self._absent is None:
+            places = np.arange(len(ids), dtype=np.int32)
+            self._initializer.fill(vectors, self.dim, ids, places, rows < 0)
         return vectors
 
     def gather(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
-        """Overwrites `vectors` (`[N, D]` float32) with the weights of rows (`[N]` int32); those below 0 get any values."""
+        """Overwrites `vectors` (`[N, D]` float32) with the weights of rows (`[N]` int32), as they are at `step`.
+
+        Those below 0 get what unadmitted ids share; in a table without admission, any values.
+        """
         gather_weights(self._arena.words, rows, vectors)
+        if self._decay is not None:
+            self._decay.fade(vectors, self._arena.bits, rows, self.step)
+        if self._absent is not None:
+            fill_absent(rows, self._absent, vectors)
+
+    def find(self, ids: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """The rows (`[N]` int32) of ids (`[N]` uint64), -1 for those that have none."""
+        return self._index.find(ids)
 
     def find_or_insert(self, ids: NDArray[np.uint64]) -> NDArray[np.int32]:
         """The rows (`[N]` int32) of ids (`[N]` uint64); those that are not there get one, at its initial state.
@@ -142,6 +178,21 @@ class EmbeddingTable:
           TableFull: the table has no room. It stays consistent; some of the ids are in it.
         """
         return self._claim(as_input(ids, np.uint64), None)[0]
+
+    def withdraw(self, ids: NDArray[np.uint64]) -> None:
+        """Takes rows back that were inserted and never learned, of which no cut has told."""
+        self._dirty.unmark(self._index.erase(ids))
+
+    def in_turn(self, step: int, every: int) -> TableRows:
+        """Copies of the rows whose turn it is at `step`, each being it once in `every` steps, in the order of their tags."""
+        assert isinstance(self._index, Index), "hashed rows do not come and go"
+        rows = rows_in_turn(self._index, step, every)
+        return self._arena.gather(self._index.ids_of(rows), rows)
+
+    def fade(self, rows: TableRows, step: int) -> None:
+        """Makes copies of rows, in place, what they are at `step`; their last steps stay."""
+        if self._decay is not None:
+            self._decay.fade_columns(rows.weights, rows.slots, rows.last_steps, step)
 
     def _claim(
         self, ids: NDArray[np.uint64], values: TableRows | None
@@ -169,7 +220,8 @@ class EmbeddingTable:
         self._initializer.fill(self._arena.words, self.dim, ids, rows, fresh)
         if self._optimizer is not None:
             self._optimizer.start(self._arena.words, self.dim, rows, fresh)
-        zero_tails(self._arena.bits, rows, fresh)
+        # What decays does so from its first step on, not from step 0.
+        start_tails(self._arena.bits, rows, fresh, np.uint32(0 if self._decay is None else self.step & 0xFFFFFFFF))
 
     def learn(
         self,
@@ -181,7 +233,7 @@ class EmbeddingTable:
         """Takes one step of the row optimizer. Follow it with `keep_learned` or `undo_learned` before anything else.
 
         Args:
-          rows: `[U]` int32, distinct, from `find_or_insert`.
+          rows: `[U]` int32, from `find_or_insert`; distinct but for those below 0, which are passed over.
           gradients: `[U, D]` float32, summed over each row's occurrences.
           occurrences: `[U]` uint32; added to the rows' counts, which saturate.
           step: becomes their last step, modulo 2^32.
@@ -193,10 +245,15 @@ class EmbeddingTable:
         assert gradients.shape == (len(rows), self.dim) and len(occurrences) == len(rows)
         last_step = np.uint32(step & 0xFFFFFFFF)
         if len(rows) > len(self._before):
-            self._before = np.empty((1 << (len(rows) - 1).bit_length(), self._arena.bits.shape[1]), np.uint32)
-        return self._optimizer.update(
-            self._arena.words, self._arena.bits, rows, gradients, occurrences, last_step, self._before
-        )
+            self._before = self._row_copies(len(rows))
+            self._unfaded = self._before if self._decay is None else self._row_copies(len(rows))
+        words, bits = self._arena.words, self._arena.bits
+        if self._decay is not None:
+            self._decay.fade_rows(words, bits, self.dim, rows, step, self._unfaded)
+        return self._optimizer.update(words, bits, rows, gradients, occurrences, last_step, self._before)
+
+    def _row_copies(self, count: int) -> NDArray[np.uint32]:
+        return np.empty((1 << (count - 1).bit_length() if count else 0, self._arena.bits.shape[1]), np.uint32)
 
     def keep_learned(self, rows: NDArray[np.int32]) -> None:
         """The rows (`[U]` int32, those of the last `learn`) are changed: the next cut reports them."""
@@ -204,7 +261,7 @@ class EmbeddingTable:
 
     def undo_learned(self, rows: NDArray[np.int32]) -> None:
         """The rows (`[U]` int32, those of the last `learn`) hold again, bit for bit, what they held before it."""
-        restore(self._arena.bits, rows, self._before)
+        restore(self._arena.bits, rows, self._unfaded)
 
     def cut(self) -> TableRows:
         """What changed since the last cut, as copies: learned rows in the order of their first change, and tombstones.
@@ -227,7 +284,7 @@ class EmbeddingTable:
         return self._arena.gather(self._index.ids_of(rows), rows)
 
     def load(self, values: TableRows, *, dirty: bool = False) -> None:
-        """Inserts or overwrites rows, then removes the tombstones.
+        """Removes the tombstones, then inserts or overwrites rows.
 
         Args:
           values: absolute rows.
@@ -238,16 +295,19 @@ class EmbeddingTable:
           ConfigError: the rows have another dim or other optimizer slots than this table.
         """
         self._check(values)
+        # Those that go make room for those that come: a record has no id twice.
+        if dirty:
+            self.remove(values.tombstones)
+        else:
+            self._dirty.unmark(self._index.erase(values.tombstones))
         # Ids of a record are distinct, so all of them will be in the table: this is never too much.
         self._index.make_room(len(values.ids))
         rows, fresh, _ = self._claim(values.ids, values)
         self._arena.scatter(rows, values, ~fresh)
         if dirty:
             self._dirty.mark(rows)
-            self.remove(values.tombstones)
         else:
             self._removed.remove(values.ids)
-            self._dirty.unmark(self._index.erase(values.tombstones))
 
     def insert_missing(self, values: TableRows) -> int:
         """Inserts the rows whose ids are not there; those that are, and those removed since the last cut, stay so.

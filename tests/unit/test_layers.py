@@ -20,7 +20,7 @@ ALLOWED = {
     "streamtrain.layout": {"errors", "samples"},
     "streamtrain.ownership": {"settings"},
     "streamtrain.log": {"errors", "settings", "log"},
-    "streamtrain.sparse": {"errors", "settings", "layout", "samples", "log", "sparse"},
+    "streamtrain.sparse": {"errors", "settings", "plugins", "layout", "samples", "log", "sparse"},
     "streamtrain.dense": {"errors", "settings", "plugins", "layout", "samples", "dense"},
     "streamtrain.store": {"errors", "settings", "layout", "samples", "log", "sparse", "store", "metrics"},
     "streamtrain.serving": {

@@ -1,0 +1,77 @@
+"""Looking at every id of an index in turn: a share of them each step, in an order that no memory has a say in.
+
+The 2^32 tags of ids (see `probing`) are cut into equal shares, one a step. The index is ordered by tag but for
+collisions, so that a share is one run of its slots, whatever its size: work per step is bounded, and which ids come at
+which step depends on the ids alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamtrain.sparse.index import Index
+from streamtrain.sparse.jit import kernel
+
+__all__ = ["rows_in_turn", "share_of", "slots_in_share", "tags_of"]
+
+TAGS = 2**32
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+HALF, LOW, ONE, EMPTY = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(1), np.uint64(0)
+ROWS_FIRST = 1024
+
+
+def share_of(size: int, step: int, every: int) -> tuple[int, int]:
+    """The part (first, end) of `size` things whose turn it is at `step`, each coming once in `every` steps."""
+    turn = step % every
+    return turn * size // every, (turn + 1) * size // every
+
+
+def rows_in_turn(index: Index, step: int, every: int) -> NDArray[np.int32]:
+    """The rows (`[N]` int32) of the ids whose turn it is, by tag and then id."""
+    first, end = share_of(TAGS, step, every)
+    rows = np.empty(ROWS_FIRST, np.int32)
+    while (count := slots_in_share(index.entries, np.uint64(first), np.uint64(end), rows)) > len(rows):
+        rows = np.empty(count, np.int32)
+    rows = rows[:count]
+    ids = index.row_ids[rows]
+    return rows[np.lexsort((ids, tags_of(ids)))]
+
+
+def tags_of(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """What `probing.tag_of` gives each id (`[N]` uint64)."""
+    return ((ids ^ (ids >> HALF)) * GOLDEN) >> HALF
+
+
+@kernel
+def slots_in_share(
+    slots: NDArray[np.uint64], first: np.uint64, end: np.uint64, rows: NDArray[np.int32]
+) -> int:
+    """Finds the rows whose ids have a tag in [first, end).
+
+    Args:
+      slots: `[S]` uint64, of an index; see `probing`.
+      rows: `[N]` int32; overwritten with the first N of them.
+
+    Returns:
+      How many there are.
+    """
+    mask, size, shift = slots.size - 1, slots.size, HALF
+    while size > 1:
+        size >>= 1
+        shift -= ONE
+    count = 0
+    if first == end:
+        return count
+    at, last = np.int64(first >> shift), np.int64((end - ONE) >> shift)
+    # An entry lies at its home or behind it, up to the next empty slot; the run may go on at the front.
+    for looked in range(slots.size):
+        entry = slots[(at + looked) & mask]
+        if entry == EMPTY:
+            if at + looked >= last:
+                break
+        elif first <= entry >> HALF < end:
+            if count < rows.size:
+                rows[count] = np.int64(entry & LOW) - 1
+            count += 1
+    return count

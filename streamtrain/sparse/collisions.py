@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from streamtrain.sparse.tables import Hashing
+from streamtrain.sparse.tables import AnyTable, Hashing
 
-__all__ = ["Collisions", "collisions", "occupied"]
+__all__ = ["Collisions", "collisions", "collisions_of", "occupied"]
 
 PART_SHIFT = np.uint64(32)
+_TABLE: TypeAdapter[AnyTable] = TypeAdapter(AnyTable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,17 @@ class Collisions:
     ids_error: float
     shared: tuple[float, ...]
     collided: float
+
+
+def collisions_of(table: Mapping[str, Any], row_ids: NDArray[np.uint64]) -> Collisions | None:
+    """What a table's rows say; None where each id has a row of its own.
+
+    Args:
+      table: its settings, as the job in a log's `model.json` has them.
+      row_ids: `[N]` uint64, those of its rows that were learned, each once.
+    """
+    hashing = _TABLE.validate_python(dict(table)).hashing
+    return None if hashing is None else collisions(hashing, occupied(hashing, row_ids))
 
 
 def occupied(hashing: Hashing, row_ids: NDArray[np.uint64]) -> list[int]:

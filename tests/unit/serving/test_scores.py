@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import TypeAdapter
 
 from streamtrain.dense.model import parse_settings
 from streamtrain.dense.net import DenseNet
@@ -21,7 +23,7 @@ from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.schema import Schema
 from streamtrain.serving import Follower
 from streamtrain.sparse.net import SparseNet
-from streamtrain.sparse.settings import TableSettings
+from streamtrain.sparse.tables import AnyTable
 from tests.exporting import make_exporter
 
 SLOTS = {
@@ -51,14 +53,15 @@ JOB: dict[str, Any] = {
     "model": {"kind": "din"},
 }
 BATCH = 16
+TABLE: TypeAdapter[AnyTable] = TypeAdapter(AnyTable)
 
 
 class Trainer:
     """The two halves as the daemon steps them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tables: Mapping[str, Any] = JOB["tables"]) -> None:
         schema = Schema.model_validate(JOB["schema"])
-        settings = {name: TableSettings.model_validate(table) for name, table in JOB["tables"].items()}
+        settings = {name: TABLE.validate_python(table) for name, table in tables.items()}
         layout = Layout.of(schema, {name: table.dim for name, table in settings.items()})
         self.sparse = SparseNet(layout, settings, JOB["seed"])
         self.dense = DenseNet(
@@ -69,7 +72,7 @@ class Trainer:
             batch_size=BATCH,
         )
         self.decoder = Decoder(schema)
-        self.log = EpochLog.create(path, "rich", JOB)
+        self.log = EpochLog.create(path, "rich", JOB | {"tables": tables})
         self._previous, self._step = "", 0
 
     def learn(self, batch: SampleBatch) -> np.ndarray:

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import streamtrain.sparse
 from streamtrain.log.record import TableRows
 from streamtrain.sparse.net import SparseNet
 from streamtrain.sparse.reader import SparseReader
+from streamtrain.sparse.tables import AnyTable, HashTable, MultiHashTable
 from tests.unit.sparse.cases import LAYOUT, OPTIMIZERS, random_batch, random_gradients, table_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,14 +52,26 @@ def test_a_plain_import_of_the_settings_does_not_import_numba() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+TABLES: tuple[Mapping[str, AnyTable], ...] = (
+    *map(table_settings, OPTIMIZERS.values()),
+    {
+        "user": HashTable(kind="hash", dim=3, rows=500),
+        "item": MultiHashTable(kind="multi_hash", dim=18, rows=[90, 70], combine="multiply"),
+    },
+    {
+        "user": MultiHashTable(kind="multi_hash", dim=3, rows=60, hashes=4),
+        "item": MultiHashTable(kind="multi_hash", dim=18, rows=50, hashes=3, combine="concat"),
+    },
+)
+
+
 def test_nothing_compiles_after_the_warm_up() -> None:
     # In a fresh process: here, other tests may have compiled what the warm-up forgets.
-    code = "from tests.unit.sparse.test_kernels import *; [check_warm_up(kind) for kind in OPTIMIZERS]"
+    code = "from tests.unit.sparse.test_kernels import *; [check_warm_up(tables) for tables in TABLES]"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=ROOT)
 
 
-def check_warm_up(kind: str) -> None:
-    tables = table_settings(OPTIMIZERS[kind])
+def check_warm_up(tables: Mapping[str, AnyTable]) -> None:
     net = SparseNet(LAYOUT, tables, 1)
     net.warm_up()
     SparseReader(LAYOUT, net.tables).warm_up()

@@ -15,6 +15,7 @@ from streamtrain.errors import ExportError
 from streamtrain.log.container import Stream, write
 from streamtrain.log.files import Aside, Files, clean_asides
 from streamtrain.log.lock_file import LockFile, LockHeld
+from streamtrain.log.readers import READERS
 from streamtrain.serving.manifest import BASES, DELTAS, MANIFEST, MODEL, Entry, Manifest
 from streamtrain.serving.model import ServedModel
 
@@ -64,7 +65,7 @@ class ExportDirectory:
         self._files = files
         self._aside = path / "tmp"
         with self._typed("set up"):
-            for directory in (path, self._aside, path / BASES, path / DELTAS):
+            for directory in (path, self._aside, path / BASES, path / DELTAS, path / READERS):
                 files.make_directory(directory)
             try:
                 lock, replaced = LockFile.take(path / "LOCK", replace=takeover)

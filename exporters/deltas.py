@@ -26,6 +26,7 @@ from streamtrain.exports import ExporterSettings, Position
 from streamtrain.log.container import Stream
 from streamtrain.log.files import Files
 from streamtrain.log.model import ModelDescription
+from streamtrain.log.readers import Holding, Readers
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.serving.files import PARAMS_PREFIX, Lineage, export_document
 from streamtrain.serving.manifest import Entry, Manifest
@@ -47,7 +48,14 @@ class DeltaSettings(ExporterSettings):
     """A full base is written after this many deltas, aside from exporting. A new follower reads the newest base and
     the deltas since."""
     keep_bases: int = Field(default=2, ge=1, le=100)
-    """Bases to keep, with all deltas since the oldest of them. A follower further behind loads a base instead."""
+    """Bases to keep, with all deltas since the oldest of them. A follower further behind loads a base instead, unless it
+    is registered."""
+    reader_lease_s: float = Field(default=600.0, ge=15.0, le=604_800.0)
+    """Deltas stay while a registered follower still needs them (`streamtrain follow --register`). One that has been silent
+    for longer than this holds nothing any more."""
+    hold_epochs_max: int = Field(default=86_400, ge=1, le=100_000_000)
+    """How far behind the newest base a registered follower may fall. Beyond, a warning names it, the deltas go, and it loads
+    a base: one that never catches up must not fill the disk."""
 
 
 class DeltaExporter:
@@ -84,7 +92,9 @@ class DeltaExporter:
         self._fold_unwanted = threading.Event()
         self._fold_after = 0
         self._damage: str | None = None
-        self._directory = ExportDirectory(Path(settings.path), files or Files(), takeover=takeover)
+        files = files or Files()
+        self._directory = ExportDirectory(Path(settings.path), files, takeover=takeover)
+        self._readers = Readers(Path(settings.path), files, clock)
         self._folder = ThreadPoolExecutor(1, f"fold {settings.path}")
         try:
             self._directory.describe(self._model)
@@ -239,9 +249,18 @@ class DeltaExporter:
             self._fold_after = self._manifest.head.epoch + self._settings.base_every_epochs
             _LOG.warning("folding a base failed, tried again at epoch %d: %s", self._fold_after, error)
         else:
-            self._publish(self._manifest.with_base(base, self._settings.keep_bases))
+            held = self._held(self._manifest.bases[0].epoch, base.epoch)
+            self._publish(self._manifest.with_base(base, self._settings.keep_bases, held))
         # Only now: where publishing failed, the next epoch's export tries it again.
         self._folding = None
+
+    def _held(self, oldest: int, newest: int) -> int | None:
+        """The oldest version that a registered follower goes on from; those from which nothing leads on hold nothing."""
+        settings = self._settings
+        held = self._readers.held(newest, Holding(settings.reader_lease_s, settings.hold_epochs_max))
+        # One that has not chosen its base yet may choose any.
+        epochs = (oldest if epoch is None else epoch for epoch in held)
+        return min((epoch for epoch in epochs if epoch >= oldest), default=None)
 
     def _stop_folding(self) -> None:
         """Waits for a fold to end that is of no use any more."""

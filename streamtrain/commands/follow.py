@@ -11,6 +11,7 @@ EXAMPLES = """\
 examples:
   streamtrain follow exports/
   streamtrain follow exports/ --json            one line a version
+  streamtrain follow exports/ --register a      deltas stay until this one has them
   streamtrain follow exports/ --until 120       stop when epoch 120 is served
   echo '{"user_id": 7, "item_id": 3}' | streamtrain follow exports/ --predict
 """
@@ -26,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--predict", action="store_true", help="score JSON lines from standard input, then stop"
     )
     parser.add_argument(
+        "--register",
+        metavar="NAME",
+        help="have the exporter keep the deltas that this follower still needs; a name of its own",
+    )
+    parser.add_argument(
         "--poll", type=float, default=0.1, metavar="S", help="seconds between looks (default 0.1)"
     )
 
@@ -39,9 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    follower = Follower(arguments.dir, poll_s=arguments.poll)
-    if arguments.predict:
-        return _predict(follower)
+    follower = Follower(arguments.dir, poll_s=arguments.poll, register=arguments.register)
+    try:
+        return _predict(follower) if arguments.predict else _follow(follower, arguments, stop)
+    finally:
+        follower.stop()
+
+
+def _follow(follower, arguments: argparse.Namespace, stop) -> int:  # type: ignore[no-untyped-def]
     seen = None
     manifest = Path(arguments.dir) / "manifest.json"
     if not manifest.exists():

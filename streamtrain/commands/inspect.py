@@ -133,6 +133,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
             for n, t in found["tables"].items()
         ),
     ]
+    if found["readers"]:
+        lines += ["readers", *(_reader(reader) for reader in found["readers"])]
     if found["lost"]:
         lines += ["lost: records that were never learned", *(_loss(loss) for loss in found["lost"])]
     lines.append("newest epochs")
@@ -158,6 +160,16 @@ def _outside(found: dict[str, Any]) -> list[str]:
     if found["undone_samples"]:
         lines.append(f"undone     {found['undone_samples']:,} samples, by rollbacks")
     return lines
+
+
+def _reader(reader: dict[str, Any]) -> str:
+    who = f"{reader['kind']}, pid {reader['pid']} on {reader['host']}"
+    at = (
+        "is to choose a base"
+        if reader["epoch"] is None
+        else f"epoch {reader['epoch']}, {reader['behind']} behind"
+    )
+    return f"  {reader['name']} ({who}): {at}, last seen {_time(reader['renewed_at_ms'])}"
 
 
 def _loss(loss: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.log.files import typed_errors
 from streamtrain.log.lineage import losses_of
 from streamtrain.log.merge import merge
 from streamtrain.log.reader import LogReader
@@ -30,7 +31,8 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
       `path`, `name`, `model_id`, `created_at_ms`; `epoch` (None of an empty log), `samples` learned in all, `steps`,
       `bad_samples`, `quarantined_minibatches`, `quarantined_samples`, `undone_samples` (by rollbacks), `positions`,
       `watermark_ms`, `committed_at_ms`; `tables` (by name: `rows`, `dim`, `bytes`);
-      `epochs` kept (`first`, `last`, `count`), `bases`, `bytes` on disk; `lost`: the gaps that the source skipped, see
+      `epochs` kept (`first`, `last`, `count`), `bases`, `bytes` on disk;
+      `readers` that are registered (`name`, `kind`, `host`, `pid`, `epoch` or None, epochs `behind`, `renewed_at_ms`); `lost`: the gaps that the source skipped, see
       `losses_of`; `lineage`.
 
     Raises:
@@ -63,6 +65,7 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
         },
         "bases": bases,
         "bytes": sum(file.stat().st_size for file in log.path.rglob("*.safetensors")),
+        "readers": _readers(log, head),
         "lost": [] if last is None else losses_of(last.notes),
         "lineage": [_line(log, epoch) for epoch in reversed(epochs[-lineage:])] if lineage else [],
     }
@@ -96,6 +99,24 @@ class _Records:
         for record in self:
             if table in record.tables:
                 yield record.tables[table].ids, record.tables[table].tombstones
+
+
+def _readers(log: LogReader, head: int | None) -> list[dict[str, Any]]:
+    """Who is registered, leases that have ended too: how long a lease is, the daemon's settings say."""
+    with typed_errors("read", log.readers.path):
+        found = log.readers.found()
+    return [
+        {
+            "name": reader.name,
+            "kind": reader.kind,
+            "host": reader.host,
+            "pid": reader.pid,
+            "epoch": reader.epoch,
+            "behind": None if reader.epoch is None or head is None else max(head - reader.epoch, 0),
+            "renewed_at_ms": reader.renewed_at_ms,
+        }
+        for reader in found
+    ]
 
 
 def _line(log: LogReader, epoch: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from streamtrain.serving.files import ExportedFile, read_export
 from streamtrain.serving.freshness import Freshness, FreshnessReport
 from streamtrain.serving.manifest import MANIFEST, MODEL, Entry, Manifest, Position
 from streamtrain.serving.model import ServedModel
+from streamtrain.serving.registered import Registered
 from streamtrain.serving.scorer import Samples, Scorer
 from streamtrain.serving.served import Served
 from streamtrain.serving.version import FollowerStatus, Version
@@ -40,6 +41,8 @@ class Follower:
       poll_s: how often the thread looks for a new manifest.
       request_samples_max: the largest request that `predict` takes.
       piece_samples: a larger request is computed in pieces of this size, for which programs are compiled.
+      register: a name of its own, under which the exporter keeps for this follower the deltas that it still needs.
+        It takes write permission in the directory. Without, a follower that is far behind loads a base.
       clock: seconds since 1970.
     """
 
@@ -50,6 +53,7 @@ class Follower:
         poll_s: float = 0.1,
         request_samples_max: int = 65_536,
         piece_samples: int = 512,
+        register: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._directory = Path(directory)
@@ -57,6 +61,7 @@ class Follower:
         self._request_samples_max = request_samples_max
         self._piece_samples = piece_samples
         self._clock = clock
+        self._registered = Registered(self._directory, register, clock)
         self._freshness = Freshness()
         self._status = FollowerStatus()
         self._model: ServedModel | None = None
@@ -151,6 +156,8 @@ class Follower:
                 _LOG.warning("the export in %s cannot be followed to its end: %s", self._directory, error)
             self._status = replace(self._status, last_error=error)
             moved = self.version is not before
+            if self.version is not None:
+                self._registered.at(self.version.epoch)
         if moved:
             with self._changed:
                 self._changed.notify_all()
@@ -163,6 +170,7 @@ class Follower:
         stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         if stamp == self._finished:
             return
+        self._registered.before_reading(None if self.version is None else self.version.epoch)
         manifest = Manifest.read(path)
         model = self._model or ServedModel.read(self._directory / MODEL)
         if manifest.model_id != model.model_id:
@@ -283,11 +291,13 @@ class Follower:
         return self
 
     def stop(self) -> None:
-        """Ends the thread. What is served stays in service. Safe to call twice."""
+        """Ends the thread and the registration. What is served stays in service. Safe to call twice."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        with self._polling:
+            self._registered.leave()
 
     def __enter__(self) -> Follower:
         return self.start()

@@ -93,12 +93,18 @@ class Manifest:
         """With one delta more, which follows the head."""
         return Manifest(self.model_id, self.bases, (*self.deltas, delta))
 
-    def with_base(self, base: Entry, keep: int) -> Manifest:
+    def with_base(self, base: Entry, keep: int, held: int | None = None) -> Manifest:
         """With one base more, of a version of the chain, and without all but the newest `keep` bases.
 
         The deltas go that lead up to the oldest base.
+
+        Args:
+          held: the epoch of a version from which the deltas must still lead on. Where they would not, one older base stays,
+            because a chain begins with a base; those between go.
         """
         bases = (*self.bases, base)[-keep:]
+        if held is not None and held < bases[0].epoch:
+            bases = (*[older for older in self.bases if older.epoch <= held][-1:], *bases)
         deltas = (delta for delta in self.deltas if delta.epoch > bases[0].epoch)
         return Manifest(self.model_id, bases, tuple(deltas))
 

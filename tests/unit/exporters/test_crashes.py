@@ -24,7 +24,7 @@ from tests.exporting import History, held
 CALLS = ("make_directory", "create", "write", "patch", "sync", "link", "replace", "unlink", "sync_directory")
 
 
-class Crash(Exception):
+class Crash(BaseException):
     """The process is gone: nothing that it would do afterwards happens."""
 
 

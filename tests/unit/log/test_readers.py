@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from streamtrain.cli import main
 from streamtrain.errors import RegistrationRefused
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Files
 from streamtrain.log.fold import fold
+from streamtrain.log.inspect import inspect
 from streamtrain.log.reader import LogReader
 from streamtrain.log.readers import Holding, Readers
 from streamtrain.log.verify import verify
@@ -253,3 +255,17 @@ def test_what_a_writer_left_when_it_died_is_removed(readers: Readers) -> None:
     (readers.path / "1.ab.aside").write_bytes(b"half")
     assert readers.held(1, HOLDING) == [1]
     assert [path.name for path in readers.path.iterdir()] == ["a.json"]
+
+
+def test_inspect_lists_who_is_registered_and_how_far_behind(
+    log: EpochLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.register("standby a", 10, kind="standby")
+    log.register("undecided")
+    first, second = inspect(log.path)["readers"]
+    assert (first["name"], first["epoch"], first["behind"]) == ("standby a", 10, 2)
+    assert (second["name"], second["epoch"], second["behind"]) == ("undecided", None, None)
+    assert main(["inspect", str(log.path)]) == 0
+    text = capsys.readouterr().out
+    assert "standby a (standby, pid " in text and "epoch 10, 2 behind, last seen" in text
+    assert "is to choose a base" in text

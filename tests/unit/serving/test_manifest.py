@@ -106,3 +106,13 @@ def test_a_new_base_lets_go_of_the_oldest_one_and_its_deltas():
     assert [entry.epoch for entry in grown.deltas] == [5, 6, 7]
     alone = FULL.with_base(base(6), keep=1)
     assert (alone.bases, alone.deltas) == ((base(6),), ())
+
+
+def test_an_older_base_stays_while_its_deltas_are_held_and_those_between_go() -> None:
+    long = Manifest("m", (base(3), base(4), base(5)), (delta(4), delta(5), delta(6)))
+    kept = long.with_base(base(6), keep=1, held=4)
+    kept.check()
+    assert [entry.epoch for entry in kept.bases] == [4, 6]
+    assert [entry.epoch for entry in kept.deltas] == [5, 6]
+    assert [entry.epoch for entry in long.with_base(base(6), keep=1, held=2).bases] == [6]
+    assert [entry.epoch for entry in long.with_base(base(6), keep=2, held=5).bases] == [5, 6]

@@ -85,23 +85,32 @@ class ExportDirectory:
             lock.close()
 
     def describe(self, model: ServedModel) -> None:
-        """Writes `model.json`.
+        """Writes `model.json`, unless the directory is that of a model that this one was migrated from: see `succeed`.
 
         Raises:
           ExportError: the directory is another model's.
         """
         path = self.path / MODEL
+        if not self._files.exists(path):
+            self._write(MODEL, model.to_bytes())
+            return
+        found = ServedModel.read(path)
+        if found.model_id not in (model.model_id, *model.migrated):
+            raise ExportError(
+                f"{self.path} holds the export of model {found.name!r} ({found.model_id}), not of "
+                f"{model.name!r} ({model.model_id}); set another path, or remove that directory"
+            )
+        if found.model_id == model.model_id and path.read_bytes() != model.to_bytes():
+            self._write(MODEL, model.to_bytes())
+
+    def succeed(self, model: ServedModel) -> None:
+        """Writes `model.json` where it is still that of a model before. Its first manifest follows.
+
+        In between, who begins to follow finds a description and a manifest that do not belong together, and looks again.
+        """
         content = model.to_bytes()
-        if self._files.exists(path):
-            found = ServedModel.read(path)
-            if found.model_id != model.model_id:
-                raise ExportError(
-                    f"{self.path} holds the export of model {found.name!r} ({found.model_id}), not of "
-                    f"{model.name!r} ({model.model_id}); set another path, or remove that directory"
-                )
-            if path.read_bytes() == content:
-                return
-        self._write(MODEL, content)
+        if (self.path / MODEL).read_bytes() != content:
+            self._write(MODEL, content)
 
     def manifest(self) -> Manifest | None:
         """The manifest, where there is one and the files that it names are there.

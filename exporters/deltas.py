@@ -85,7 +85,8 @@ class DeltaExporter:
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._model = ServedModel.of_job(model.model_id, model.name, model.job)
+        migrated = [before["model_id"] for before in model.migrated]
+        self._model = ServedModel.of_job(model.model_id, model.name, model.job, migrated)
         self._guard = threading.Lock()
         self._stopping = threading.Event()
         self._folding: Future[Entry] | None = None
@@ -99,7 +100,9 @@ class DeltaExporter:
         try:
             self._directory.describe(self._model)
             self._manifest = self._resume()
-            self._directory.remove_orphans(self._manifest)
+            if self._manifest is not None:
+                # What a manifest names that is not ours is served until our base takes its place.
+                self._directory.remove_orphans(self._manifest)
         except BaseException:
             self.close()
             raise
@@ -159,6 +162,7 @@ class DeltaExporter:
                 entry = self._write(entry, Lineage.of(base), tensors)
             except FoldStopped:
                 raise ExportError(f"the export to {self._settings.path} was closed") from None
+            self._directory.succeed(self._model)
             self._publish(Manifest(self._model.model_id, (entry,), ()))
             self._directory.remove_orphans(self._manifest)
             self._fold_after, self._damage = 0, None

@@ -120,6 +120,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
         return [f"{found['name']} ({found['model_id']}): an empty log"]
     lines = [
         f"{found['name']} ({found['model_id']})",
+        *(
+            f"migrated   from model {m['model_id']} as of its epoch {m['epoch']}: {'; '.join(m['changes'])}"
+            for m in found["migrated"]
+        ),
         f"epoch      {found['epoch']}, committed {_time(found['committed_at_ms'])}",
         f"samples    {found['samples']:,} learned in {found['steps']:,} steps, {found['bad_samples']:,} records refused",
         *_outside(found),

@@ -28,7 +28,7 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
       lineage: how many of the newest epochs to list, newest first.
 
     Returns:
-      `path`, `name`, `model_id`, `created_at_ms`; `epoch` (None of an empty log), `samples` learned in all, `steps`,
+      `path`, `name`, `model_id`, `created_at_ms`, `migrated` (see `ModelDescription`); `epoch` (None of an empty log), `samples` learned in all, `steps`,
       `bad_samples`, `quarantined_minibatches`, `quarantined_samples`, `undone_samples` (by rollbacks), `positions`,
       `watermark_ms`, `committed_at_ms`; `tables` (by name: `rows`, `dim`, `bytes`);
       `epochs` kept (`first`, `last`, `count`), `bases`, `bytes` on disk;
@@ -47,6 +47,7 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
         "name": log.model.name,
         "model_id": log.model.model_id,
         "created_at_ms": log.model.created_at_ms,
+        "migrated": list(log.model.migrated),
         "epoch": head,
         "samples": 0 if last is None else last.samples_total,
         "steps": 0 if last is None else last.step_next,

@@ -6,8 +6,8 @@ the positions of that epoch. So a migration costs no downtime, and going back is
 
 from __future__ import annotations
 
-import logging
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -32,8 +32,6 @@ from streamtrain.migration.rows import carried_over, keeps_rows
 from streamtrain.sparse.tables import AnyTable
 
 __all__ = ["Migration", "TableMove", "migrate", "plan"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +161,16 @@ def migrate(
         )
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     lineage = (*log.model.migrated, migration.summary() | {"at_ms": time.time_ns() // 1_000_000})
-    made = EpochLog.create(aside, job.name, job.describe(), files, migrated=lineage)
-    made.append(replace(migration.record, committed_at_ms=time.time_ns() // 1_000_000, writer=writer))
-    with typed_errors("put the migrated log in place at", path):
-        # A daemon that found the log before its epoch 0 would begin a model that knows nothing.
-        files.rename(aside, path)
-        files.sync_directory(path.parent)
+    try:
+        made = EpochLog.create(aside, job.name, job.describe(), files, migrated=lineage)
+        made.append(replace(migration.record, committed_at_ms=time.time_ns() // 1_000_000, writer=writer))
+        with typed_errors("put the migrated log in place at", path):
+            # A daemon that found the log before its epoch 0 would begin a model that knows nothing.
+            files.rename(aside, path)
+            files.sync_directory(path.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     return EpochLog.open(path, files)
 
 

@@ -121,11 +121,11 @@ class Follower:
 
     def predict_with_version(self, samples: Samples) -> tuple[NDArray[np.float32], Version]:
         """As `predict`, and the version that scored them."""
-        scorer, served = self._scorer, self._served
-        if scorer is None or served is None:
+        served = self._served
+        if served is None:
             reason = self._status.last_error or "poll() or start() it first, and wait_for() a version"
             raise ExportError(f"no version of {self._directory} is loaded: {reason}")
-        batch = scorer.decode(samples)
+        batch = served.scorer.decode(samples)
         if batch.size > self._request_samples_max:
             raise ValueError(
                 f"a request of {batch.size} samples is larger than request_samples_max = "
@@ -172,14 +172,9 @@ class Follower:
             return
         self._registered.before_reading(None if self.version is None else self.version.epoch)
         manifest = Manifest.read(path)
-        model = self._model or ServedModel.read(self._directory / MODEL)
-        if manifest.model_id != model.model_id:
-            raise ExportError(
-                f"{path} is of model {manifest.model_id}, not {model.model_id}; "
-                "restart the follower if the new model is what it should serve"
-            )
-        self._model = model
-        served = self._served
+        model = self._describe(manifest)
+        served = self._served if model is self._model else None
+        self._model = self._model or model
         refused: dict[Entry, Exception] = {}
         try:
             while (held := _position(served)) != manifest.head:
@@ -195,6 +190,24 @@ class Follower:
         self._finished = stamp
         self._caught_up = True
 
+    def _describe(self, manifest: Manifest) -> ServedModel:
+        """The model that the manifest is of: the one held, or the one that it was migrated to."""
+        held = self._model
+        if held is not None and held.model_id == manifest.model_id:
+            return held
+        model = ServedModel.read(self._directory / MODEL)
+        if manifest.model_id != model.model_id:
+            raise ExportError(
+                f"{self._directory / MANIFEST} is of model {manifest.model_id}, {MODEL} of {model.model_id}: the export "
+                "begins anew, and is looked at again"
+            )
+        if held is not None and held.model_id not in model.migrated:
+            raise ExportError(
+                f"{self._directory} holds model {model.model_id} now, which was not migrated from {held.model_id}; "
+                "restart the follower if the new model is what it should serve"
+            )
+        return model
+
     def _choose(self, manifest: Manifest, held: Position | None, refused: Mapping[Entry, Exception]) -> Entry:
         try:
             entry = manifest.next_file(held, refused)
@@ -209,7 +222,8 @@ class Follower:
         """Applies a delta to what is served, or builds a base beside it."""
         status = self._status
         if not exported.entry.previous:
-            self._scorer = self._scorer or Scorer(model, self._piece_samples)
+            if self._scorer is None or self._scorer.model is not model:
+                self._scorer = Scorer(model, self._piece_samples)
             built = Served(model, self._scorer, exported, self._now_ms)
             self._status = replace(status, bases_loaded=status.bases_loaded + 1)
             return built
@@ -223,15 +237,17 @@ class Follower:
     def _replace(self, built: Served) -> None:
         """Puts what grew from a base in service, brought up to date already: never an older version than the last."""
         held, new = self.version, built.version
-        if new is None or (held is not None and new.epoch < held.epoch):
+        migrated = self._served is not None and built.model is not self._served.model
+        if new is None or (held is not None and new.epoch < held.epoch and not migrated):
             return
         # What a base holds may have been committed long ago, so it and what follows it says nothing about freshness.
         self._caught_up = False
         if self._served is not None:
             self._status = replace(self._status, fallbacks=self._status.fallbacks + 1)
         built.show()
-        self._served = built
-        _LOG.info("%s: serving %s, from a base", self._directory, new.position)
+        self._model, self._served = built.model, built
+        what = f"model {built.model.model_id} as of {new.position}" if migrated else str(new.position)
+        _LOG.info("%s: serving %s, from a base", self._directory, what)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

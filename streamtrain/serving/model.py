@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from streamtrain.errors import ExportError
 from streamtrain.layout import Layout
@@ -64,6 +64,8 @@ class ServedModel(Settings):
     """See `HASH_VERSION`."""
     model_id: str
     """The log's id of the model; every file of the directory repeats it."""
+    migrated: list[str] = Field(default_factory=list)
+    """The ids of the models that it was migrated from, oldest first: a follower of one of them goes over to it."""
     name: str
     """The model's name, for people."""
     seed: int
@@ -76,11 +78,11 @@ class ServedModel(Settings):
     """The dense half's `[model]` section: the kind and its options."""
 
     @staticmethod
-    def of_job(model_id: str, name: str, job: Mapping[str, Any]) -> ServedModel:
+    def of_job(model_id: str, name: str, job: Mapping[str, Any], migrated: Sequence[str] = ()) -> ServedModel:
         """Takes from a job's resolved description (the log's `model.json`) what serving needs.
 
         Args:
-          model_id, name: the model's.
+          model_id, name, migrated: the model's.
           job: with `schema`, `tables`, `model` and `seed`.
 
         Raises:
@@ -90,6 +92,7 @@ class ServedModel(Settings):
             tables = _TABLES.validate_python(job["tables"])
             return ServedModel(
                 model_id=model_id,
+                migrated=list(migrated),
                 name=name,
                 seed=job["seed"],
                 sample_schema=Schema.model_validate(job["schema"]),
@@ -121,7 +124,8 @@ class ServedModel(Settings):
 
         Keys stand in the job's order, never sorted: the order of slots is the order of columns.
         """
-        return seal(self.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
+        unsaid = set() if self.migrated else {"migrated"}
+        return seal(self.model_dump(mode="json", exclude=unsaid), option=orjson.OPT_INDENT_2)
 
     @property
     def layout(self) -> Layout:

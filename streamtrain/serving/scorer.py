@@ -49,7 +49,7 @@ class Scorer:
     """
 
     def __init__(self, model: ServedModel, piece_samples: int) -> None:
-        self.layout = model.layout
+        self.model, self.layout = model, model.layout
         self._piece_samples = piece_samples
         self._decoder = Decoder(model.sample_schema)
         self._predictor = DensePredictor(self.layout, parse_settings(model.model), batch_size=piece_samples)

@@ -34,12 +34,15 @@ class Served:
       scorer: made for the model.
       base: the base to begin with.
       now_ms: this process's wall clock.
+
+    Attributes:
+      model, scorer: as given.
     """
 
     def __init__(
         self, model: ServedModel, scorer: Scorer, base: ExportedFile, now_ms: Callable[[], int]
     ) -> None:
-        self._scorer = scorer
+        self.model, self.scorer = model, scorer
         self._now_ms = now_ms
         self._swap = PhaseFairLock()
         self._tables = {name: _empty_table(name, table, model.seed) for name, table in model.tables.items()}
@@ -76,7 +79,7 @@ class Served:
         """
         # Readers wait only while rows are written: not for the disk, nor for the device.
         tables = {name: _loadable(rows) for name, rows in delta.tables.items()}
-        params = self._scorer.params(delta.dense)
+        params = self.scorer.params(delta.dense)
         with self._swap.write():
             self._version = None
             for name, rows in tables.items():
@@ -94,9 +97,9 @@ class Served:
         with self._swap.read():
             if self._version is None:
                 raise ExportError("the last delta could not be applied whole; a base will be loaded")
-            pieces = self._scorer.gather(self._reader, batch)
+            pieces = self.scorer.gather(self._reader, batch)
             params, version = self._params, self._version
-        return self._scorer.predict(params, pieces), version
+        return self.scorer.predict(params, pieces), version
 
 
 def _empty_table(name: str, table: ServedTable, seed: int) -> EmbeddingTable | HashedTable:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.errors import ConfigError, EpochMissing
+from streamtrain.errors import ConfigError, EpochMissing, StreamtrainError
 from streamtrain.log.merge import gather, merge
+from streamtrain.log.ranges import merge_by_ranges
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.log.recovery import restored
@@ -26,7 +27,8 @@ _MAPPED_MAX = 256
 class Snapshot:
     """The rows of a table at an epoch. Weights and optimizer state stay in the files until they are asked for.
 
-    Memory: 16 bytes a row, about three times that while it is opened, and one piece of `CHUNK_ROWS` rows. Beyond 256
+    Memory: about 50 MB while it is opened, whatever the number of rows, and then one piece of `CHUNK_ROWS` rows. Ids and
+    where their rows stand, 16 bytes a row, are pages of a nameless file in the system's temporary directory. Beyond 256
     epochs since the base, the rows that the older of them changed are held as well.
 
     Attributes:
@@ -125,9 +127,22 @@ def _snapshot(log: LogReader, table: str, records: Iterator[EpochRecord]) -> Sna
         raise EpochMissing(f"{log.path} is empty: the model has not started yet")
     if len(widths := {(rows.weights.shape[1], rows.slots.shape[1]) for rows in parts}) > 1:
         raise ConfigError(f"{log.path}: table {table!r} changes its width on the way: {sorted(widths)}")
-    ids, locations = merge((rows.ids, rows.tombstones) for rows in parts)
+    ids, locations = _merged(parts)
     dim, floats = widths.pop() if widths else (_configured_dim(log, table), 0)
     return Snapshot(table, *last, dim, floats, ids, locations, parts)
+
+
+def _merged(parts: Sequence[TableRows]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    if not parts:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    try:
+        ids, locations = merge_by_ranges([(rows.ids, rows.tombstones) for rows in parts])
+    except OSError as error:
+        raise StreamtrainError(
+            f"16 bytes a row of temporary files find no room ({error}): make room there, or set TMPDIR"
+        ) from error
+    # As plain arrays: what is cut from them goes to Arrow and to people.
+    return np.asarray(ids), np.asarray(locations)
 
 
 def _configured_dim(log: LogReader, table: str) -> int:

@@ -15,7 +15,7 @@ from streamtrain.analysis.ranking import nearest, top
 from streamtrain.analysis.rates import rates
 from streamtrain.analysis.snapshot import Snapshot, open_snapshot
 from streamtrain.analysis.summary import summarise
-from streamtrain.errors import ConfigError, EpochMissing
+from streamtrain.errors import ConfigError, EpochMissing, StreamtrainError
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.fold import fold
 from streamtrain.log.record import TableRows
@@ -277,3 +277,13 @@ def test_tables_whose_dim_changed_are_not_compared(tmp_path: Path) -> None:
     log.append(epoch_record(2, log.digest(1), {"other": wide}))
     with pytest.raises(ConfigError, match="has dim 3 at epoch 1 and 5 at epoch 2"):
         movers(open_snapshot(log, "user", 1), open_snapshot(log, "other", 2), 1)
+
+
+def test_no_room_for_temporary_files_is_told_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EpochLog.create(tmp_path / "log", "m", {})
+    append_epochs(log, 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(StreamtrainError, match="temporary files find no room .*set TMPDIR"):
+        open_snapshot(log, "user")

@@ -161,7 +161,12 @@ def _compare(expected: EpochRecord, again: EpochRecord) -> tuple[bool, list[str]
         for tensor in ("ids", "weights", "slots", "counts", "last_steps", "tombstones"):
             if before is None or after is None or not _same(getattr(before, tensor), getattr(after, tensor)):
                 parts.append(f"tables/{name}/{tensor}")
-    for kind in ("dense", "metrics"):
+    for name in sorted({*expected.filters, *again.filters}):
+        there, now = expected.filters.get(name), again.filters.get(name)
+        for tensor in ("ids", "values", "tombstones"):
+            if there is None or now is None or not _same(getattr(there, tensor), getattr(now, tensor)):
+                parts.append(f"filters/{name}/{tensor}")
+    for kind in ("rules", "dense", "metrics"):
         first, second = getattr(expected, kind), getattr(again, kind)
         parts += [f"{kind}/{n}" for n in sorted({*first, *second}) if not _same(first.get(n), second.get(n))]
     if not _same(expected.spans.spans, again.spans.spans):

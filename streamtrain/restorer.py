@@ -29,7 +29,8 @@ class Restorer:
       learner: warm; holds whatever it holds.
       log: only read.
       sequential: see `Source.sequential`.
-      rows: False where rows come from a store on demand: then the newest record says it all.
+      rows: False where rows come from a store on demand: then the newest record says it all, unless a table's admission or
+        expiry needs what the records before it hold.
       stopped: asked before each record.
     """
 
@@ -44,6 +45,7 @@ class Restorer:
     ) -> None:
         self._learner, self._log, self._stopped = learner, log, stopped
         self._sequential, self._rows = sequential, rows
+        self._every_record = rows or learner.sparse.needs_history
         self._last: EpochRecord | None = None
         self._digest = ""
 
@@ -84,9 +86,9 @@ class Restorer:
         if head <= last.epoch:
             return head == last.epoch and self._log.digest(head) == self._digest
         try:
-            for epoch in range(last.epoch + 1 if self._rows else head, head + 1):
+            for epoch in range(last.epoch + 1 if self._every_record else head, head + 1):
                 record = self._log.read(epoch)
-                if self._rows and record.previous != self._digest:
+                if self._every_record and record.previous != self._digest:
                     return False
                 # Whatever stops it midway leaves no half of a record behind that anyone takes for a whole one.
                 self._last = None
@@ -105,7 +107,7 @@ class Restorer:
                 ahead(self._checked(records)), sequential=self._sequential, rows=self._rows
             )
 
-        if self._rows:
+        if self._every_record:
             self._note(restored(self._log, restore))
         else:
             self._note(restore(iter([self._newest()])))
@@ -130,4 +132,4 @@ class Restorer:
         notes = self._log.describe(record.epoch).notes
         self._learner.source, self._learner.lost = notes.get("source", ""), losses_of(notes)
         self._digest = self._log.digest(record.epoch)
-        self._last = dataclasses.replace(record, tables={}, dense={}, metrics={}, notes=dict(notes))
+        self._last = dataclasses.replace(record.without_arrays(), notes=dict(notes))

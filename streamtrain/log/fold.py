@@ -28,7 +28,7 @@ from streamtrain.log.merge import gather
 from streamtrain.log.ranges import merge_by_ranges
 from streamtrain.log.reader import LogReader
 from streamtrain.log.readers import Holding
-from streamtrain.log.record import EpochRecord, SpanTable, TableRows
+from streamtrain.log.record import EpochRecord, FilterRows, SpanTable, TableRows
 
 __all__ = ["SOURCES_MAX", "Folded", "fold", "fold_records", "refold_digest"]
 
@@ -46,7 +46,7 @@ class Folded:
 
     Attributes:
       record: all of it but the rows.
-      rows: the tensors of the rows, by their names in the file; made while they are written.
+      rows: the tensors of rows and filters, by their names in the file; made while they are written.
     """
 
     record: EpochRecord
@@ -130,30 +130,38 @@ def fold_records(records: Sequence[EpochRecord], digest: str, directory: Path | 
         event_time_ms=_range([record.event_time_ms for record in records]),
         record_time_ms=_range([record.record_time_ms for record in records]),
         tables={},
+        filters={},
         spans=SpanTable(),
         notes={},
     )
     rows: dict[str, np.ndarray | Stream] = {}
     for table in sorted({table for record in records for table in record.tables}):
         parts = [record.tables[table] for record in records if table in record.tables]
-        rows |= {
-            f"tables/{table}/{column}": tensor
-            for column, tensor in _fold_table(table, parts, directory).items()
-        }
+        rows |= _fold_rows(f"tables/{table}", parts, ("weights", "slots", "counts", "last_steps"), directory)
+    for table in sorted({table for record in records for table in record.filters}):
+        filters = [record.filters[table] for record in records if table in record.filters]
+        rows |= _fold_rows(f"filters/{table}", filters, ("values",), directory)
     return Folded(record, rows)
 
 
-def _fold_table(
-    table: str, parts: Sequence[TableRows], directory: Path | None
+def _fold_rows(
+    name: str,
+    parts: Sequence[TableRows] | Sequence[FilterRows],
+    columns: Sequence[str],
+    directory: Path | None,
 ) -> dict[str, np.ndarray | Stream]:
+    """The tensors of what remains, by name in the file."""
     ids, locations = merge_by_ranges([(part.ids, part.tombstones) for part in parts], directory)
-    tensors: dict[str, np.ndarray | Stream] = {"ids": ids, "tombstones": np.empty(0, np.uint64)}
-    for column in ("weights", "slots", "counts", "last_steps"):
+    tensors: dict[str, np.ndarray | Stream] = {
+        f"{name}/ids": ids,
+        f"{name}/tombstones": np.empty(0, np.uint64),
+    }
+    for column in columns:
         arrays: list[np.ndarray] = [getattr(part, column) for part in parts]
         if len(widths := {array.shape[1:] for array in arrays}) > 1:
-            raise ValueError(f"tables/{table}/{column} has rows of different widths: {sorted(widths)}")
+            raise ValueError(f"{name}/{column} has rows of different widths: {sorted(widths)}")
         shape = (len(ids), *arrays[0].shape[1:])
-        tensors[column] = Stream(arrays[0].dtype, shape, partial(gather, arrays, locations))
+        tensors[f"{name}/{column}"] = Stream(arrays[0].dtype, shape, partial(gather, arrays, locations))
     return tensors
 
 

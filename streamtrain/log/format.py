@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from streamtrain.log import container
-from streamtrain.log.record import EpochRecord, SpanTable, TableRows
+from streamtrain.log.record import EpochRecord, FilterRows, SpanTable, TableRows
 
 __all__ = ["FORMAT", "Kind", "content_digest", "decode", "document", "tensors"]
 
@@ -25,6 +25,8 @@ _COLUMNS = {
     "last_steps": (np.uint32, 1),
     "tombstones": (np.uint64, 1),
 }
+# Of each admission filter: as above.
+_FILTER_COLUMNS = {"ids": (np.uint64, 1), "values": (np.uint8, 2), "tombstones": (np.uint64, 1)}
 _PLAIN = (
     "epoch", "previous", "step_first", "step_next", "samples", "samples_total", "bad_samples", "watermark_ms",
     "committed_at_ms", "writer",
@@ -65,6 +67,9 @@ def tensors(record: EpochRecord) -> dict[str, np.ndarray]:
         named["quarantined"] = record.spans.quarantined
     for table, rows in record.tables.items():
         named |= {f"tables/{table}/{column}": getattr(rows, column) for column in _COLUMNS}
+    for table, changed in record.filters.items():
+        named |= {f"filters/{table}/{column}": getattr(changed, column) for column in _FILTER_COLUMNS}
+    named |= {f"rules/{name}": np.asarray(array) for name, array in record.rules.items()}
     named |= {f"dense/{name}": np.asarray(array) for name, array in record.dense.items()}
     named |= {f"metrics/{name}": np.asarray(array) for name, array in record.metrics.items()}
     return named
@@ -78,7 +83,9 @@ def decode(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Ep
     """
     if document["format"] != FORMAT:
         raise ValueError(f"its format is {document['format']}, this version of streamtrain reads {FORMAT}")
-    groups: dict[str, dict[str, np.ndarray]] = {"tables": {}, "dense": {}, "metrics": {}}
+    groups: dict[str, dict[str, np.ndarray]] = {
+        group: {} for group in ("tables", "filters", "rules", "dense", "metrics")
+    }
     for name, tensor in tensors.items():
         group, _, rest = name.partition("/")
         if name not in ("spans", "quarantined"):
@@ -95,7 +102,9 @@ def decode(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Ep
             tensors["spans"],
             tensors.get("quarantined", np.empty(0, np.int64)),
         ),
-        tables=_tables(groups["tables"]),
+        tables={table: TableRows(**columns) for table, columns in _by_table(groups["tables"]).items()},
+        filters={table: FilterRows(**columns) for table, columns in _by_table(groups["filters"]).items()},
+        rules=groups["rules"],
         dense=groups["dense"],
         metrics=groups["metrics"],
     )
@@ -114,12 +123,12 @@ def content_digest(record: EpochRecord) -> str:
     return container.write(document(bare, "epoch", ""), tensors(bare))
 
 
-def _tables(columns: Mapping[str, np.ndarray]) -> dict[str, TableRows]:
+def _by_table(columns: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     tables: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in columns.items():
         table, _, column = name.rpartition("/")
         tables.setdefault(table, {})[column] = tensor
-    return {table: TableRows(**of) for table, of in sorted(tables.items())}
+    return dict(sorted(tables.items()))
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
@@ -155,15 +164,19 @@ def _check(record: EpochRecord) -> None:
     ):
         raise ValueError(f"it restores {record.restores!r}, which is no epoch before it")
     for table, rows in record.tables.items():
-        _check_table(table, rows)
+        _check_columns("tables", table, rows, _COLUMNS)
+    for table, changed in record.filters.items():
+        _check_columns("filters", table, changed, _FILTER_COLUMNS)
 
 
-def _check_table(table: str, rows: TableRows) -> None:
+def _check_columns(
+    group: str, table: str, rows: TableRows | FilterRows, columns: Mapping[str, tuple[type, int]]
+) -> None:
     if not table:
         raise ValueError("a table has no name")
-    for column, (dtype, dimensions) in _COLUMNS.items():
+    for column, (dtype, dimensions) in columns.items():
         array = getattr(rows, column)
         if array.dtype != dtype or array.ndim != dimensions:
-            raise ValueError(f"tables/{table}/{column} is {array.dtype} of {array.ndim} dimensions")
+            raise ValueError(f"{group}/{table}/{column} is {array.dtype} of {array.ndim} dimensions")
         if column != "tombstones" and len(array) != len(rows.ids):
-            raise ValueError(f"tables/{table}/{column} has {len(array)} rows, ids has {len(rows.ids)}")
+            raise ValueError(f"{group}/{table}/{column} has {len(array)} rows, ids has {len(rows.ids)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,3 +128,7 @@ class EpochRecord:
     committed_at_ms: int = 0
     writer: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
+
+    def without_arrays(self) -> EpochRecord:
+        """The record for who needs its facts alone: it holds no memory."""
+        return replace(self, tables={}, filters={}, rules={}, dense={}, metrics={})

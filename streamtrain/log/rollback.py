@@ -1,7 +1,7 @@
 """Going back: one more epoch whose absolute values are those of an earlier one. Nothing is erased.
 
-The record holds every row that has changed since as it was (rows that are new since become tombstones), and the dense
-parameters, metrics and counters of that epoch. So whoever follows the log (recovery, the store, exports) goes back by
+The record holds every row that has changed since as it was (rows that are new since become tombstones), the
+admission filters likewise, and the dense parameters, metrics and counters of that epoch. So whoever follows the log (recovery, the store, exports) goes back by
 applying it like any other.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from streamtrain.errors import EpochMissing
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.merge import merge
 from streamtrain.log.reader import LogReader
-from streamtrain.log.record import EpochRecord, TableRows
+from streamtrain.log.record import EpochRecord, FilterRows, TableRows
 from streamtrain.log.recovery import recover
 
 __all__ = ["Positions", "earliest", "redone", "rollback", "undoing"]
@@ -81,6 +81,10 @@ def undoing(log: LogReader, epoch: int, head: int, positions: Positions) -> Epoc
         )
     since = _Since(log, epoch, head)
     then, pasts = _at(log, epoch, since)
+    found = [
+        (which, pasts[which].rows(since.alive(which)))
+        for which in sorted(pasts, key=lambda which: which.name)
+    ]
     last = log.read(head)
     kept = last if positions == "current" else then
     notes = dict(kept.notes or log.describe(epoch + 1).notes)
@@ -93,7 +97,9 @@ def undoing(log: LogReader, epoch: int, head: int, positions: Positions) -> Epoc
         samples=0,
         samples_total=then.samples_total,
         positions=dict(kept.positions),
-        tables={name: past.rows(since.alive(name)) for name, past in pasts.items()},
+        tables={which.name: TableRows(**rows) for which, rows in found if which.group == "tables"},
+        filters={which.name: FilterRows(**rows) for which, rows in found if which.group == "filters"},
+        rules=then.rules,
         dense=then.dense,
         metrics=then.metrics,
         watermark_ms=then.watermark_ms,
@@ -111,31 +117,61 @@ def redone(log: LogReader, record: EpochRecord) -> EpochRecord:
     return undoing(log, record.restores, head, positions)
 
 
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """One table's rows, or one filter's parts: what is rolled back alike.
+
+    Attributes:
+      group, name: where the record has them: `tables` or `filters`, and of which table.
+    """
+
+    group: Literal["tables", "filters"]
+    name: str
+
+    def of(self, record: EpochRecord) -> TableRows | FilterRows | None:
+        """Those of a record."""
+        found: TableRows | FilterRows | None = getattr(record, self.group).get(self.name)
+        return found
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Their fields that have an item for each id."""
+        return ("weights", "slots", "counts", "last_steps") if self.group == "tables" else ("values",)
+
+    @staticmethod
+    def all(record: EpochRecord) -> Iterator[_Columns]:
+        """All that a record has."""
+        yield from (_Columns("tables", name) for name in record.tables)
+        yield from (_Columns("filters", name) for name in record.filters)
+
+
 class _Since:
     """What the epochs after `epoch` changed, read one at a time, all of them sound.
 
     Attributes:
-      widths: by table, weights and optimizer floats a row.
+      empty: of everything that was changed, no row, as its columns.
     """
 
     def __init__(self, log: LogReader, epoch: int, head: int) -> None:
         self._log, self._epochs = log, range(epoch + 1, head + 1)
-        self.widths: dict[str, tuple[int, int]] = {}
+        self.empty: dict[_Columns, dict[str, NDArray[Any]]] = {}
         for each in self._epochs:
-            for name, rows in log.read(each).tables.items():
-                self.widths[name] = rows.weights.shape[1], rows.slots.shape[1]
+            record = log.read(each)
+            for which in _Columns.all(record):
+                rows = which.of(record)
+                self.empty[which] = {name: getattr(rows, name)[:0].copy() for name in which.columns}
 
-    def changed(self, table: str) -> NDArray[np.uint64]:
+    def changed(self, which: _Columns) -> NDArray[np.uint64]:
         """The ids of rows written or removed, ascending."""
-        return merge((np.concatenate([rows.ids, rows.tombstones]), _NO_IDS) for rows in self._rows(table))[0]
+        return merge((np.concatenate([rows.ids, rows.tombstones]), _NO_IDS) for rows in self._rows(which))[0]
 
-    def alive(self, table: str) -> NDArray[np.uint64]:
+    def alive(self, which: _Columns) -> NDArray[np.uint64]:
         """Those of them that there are at the end, ascending."""
-        return merge((rows.ids, rows.tombstones) for rows in self._rows(table))[0]
+        return merge((rows.ids, rows.tombstones) for rows in self._rows(which))[0]
 
-    def _rows(self, table: str) -> Iterator[TableRows]:
+    def _rows(self, which: _Columns) -> Iterator[TableRows | FilterRows]:
         for epoch in self._epochs:
-            if (rows := self._log.describe(epoch).tables.get(table)) is not None:
+            if (rows := which.of(self._log.describe(epoch))) is not None:
                 yield rows
 
 
@@ -144,32 +180,29 @@ class _Past:
 
     Args:
       ids: `[C]` uint64, ascending.
-      dim, slots: weights and optimizer floats a row.
+      empty: by name, a column of no row.
     """
 
-    def __init__(self, ids: NDArray[np.uint64], dim: int, slots: int) -> None:
+    def __init__(self, ids: NDArray[np.uint64], empty: dict[str, NDArray[Any]]) -> None:
         count = len(ids)
         self._there = np.zeros(count, bool)
         self._ids = ids
-        self._columns: dict[str, NDArray[Any]] = {
-            "weights": np.empty((count, dim), np.float32),
-            "slots": np.empty((count, slots), np.float32),
-            "counts": np.empty(count, np.uint32),
-            "last_steps": np.empty(count, np.uint32),
+        self._columns = {
+            name: np.empty((count, *column.shape[1:]), column.dtype) for name, column in empty.items()
         }
 
-    def see(self, rows: TableRows) -> None:
+    def see(self, rows: TableRows | FilterRows) -> None:
         places, hit = self._find(rows.ids)
         for name, column in self._columns.items():
             column[places] = getattr(rows, name)[hit]
         self._there[places] = True
         self._there[self._find(rows.tombstones)[0]] = False
 
-    def rows(self, alive: NDArray[np.uint64]) -> TableRows:
-        """The record's rows: those that were there, and tombstones of those of `alive` that were not."""
+    def rows(self, alive: NDArray[np.uint64]) -> dict[str, NDArray[Any]]:
+        """What the record has of them: those that were there, and tombstones of those of `alive` that were not."""
         gone = self._ids[~self._there]
         columns = {name: column[self._there] for name, column in self._columns.items()}
-        return TableRows(self._ids[self._there], **columns, tombstones=gone[np.isin(gone, alive)])
+        return {"ids": self._ids[self._there], **columns, "tombstones": gone[np.isin(gone, alive)]}
 
     def _find(self, ids: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The places of those ids that are here, and which of `ids` they are."""
@@ -180,13 +213,13 @@ class _Past:
         return places[hit], hit
 
 
-def _at(log: LogReader, epoch: int, since: _Since) -> tuple[EpochRecord, dict[str, _Past]]:
-    """The last record up to `epoch`, and by table the rows that have changed since as they were then."""
-    pasts = {name: _Past(since.changed(name), *widths) for name, widths in sorted(since.widths.items())}
+def _at(log: LogReader, epoch: int, since: _Since) -> tuple[EpochRecord, dict[_Columns, _Past]]:
+    """The last record up to `epoch`, and all rows that have changed since as they were then."""
+    pasts = {which: _Past(since.changed(which), empty) for which, empty in since.empty.items()}
     record = None
     for record in recover(log, upto=epoch):
-        for name, past in pasts.items():
-            if name in record.tables:
-                past.see(record.tables[name])
+        for which, past in pasts.items():
+            if (rows := which.of(record)) is not None:
+                past.see(rows)
     assert record is not None, "recovery yields at least one record of an epoch that is there"
     return record, pasts

@@ -31,6 +31,8 @@ class DynamicTable:
     Attributes:
       rows: the rows.
       admission: which ids get one; None: all.
+      resident: see `TableKind`: rows that may expire have to be there; and whether an id has a row is asked for each of
+        the many that have none, which a store could not answer in time.
     """
 
     def __init__(self, name: str, settings: TableSettings, seed: int) -> None:
@@ -48,6 +50,7 @@ class DynamicTable:
             decay=settings.decay,
         )
         self._expiry = settings.expiry
+        self.resident = self.admission is not None or settings.expiry is not None
         self._rule = None if settings.expiry is None else rule_of(settings.expiry, name)
         # A row that was inserted and has not learned is no change: where nothing looks at rows by themselves it may stay.
         self._tidy = self.admission is not None or settings.expiry is not None or settings.decay is not None

@@ -38,6 +38,8 @@ class HashedTable:
 
     admission: Admission | None = None
     """None: rows are there for every id from the start."""
+    resident = False
+    """A row is looked at when a minibatch names it, and not else."""
 
     def __init__(
         self,

@@ -36,11 +36,13 @@ class TableKind(Lookup, Protocol):
       name: the table's name, part of what rows start from.
       dim: D, floats a vector.
       admission: which ids get a row; None where no rule decides that.
+      resident: whether all rows must be in memory, be they in a store too.
     """
 
     name: str
     dim: int
     admission: Admission | None
+    resident: bool
 
     def __len__(self) -> int:
         """Rows held."""

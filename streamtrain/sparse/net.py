@@ -152,6 +152,16 @@ class SparseNet:
         self._between_steps()
         return {name: table.cut() for name, table in self.tables.items()}
 
+    @property
+    def resident(self) -> set[str]:
+        """The tables whose rows must all be in memory, whatever a store holds."""
+        return {name for name, table in self.tables.items() if table.resident}
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether all records since a base are needed to become the model, though its rows are in a store."""
+        return bool(self.resident)
+
     def cut_filters(self) -> tuple[dict[str, FilterRows], dict[str, np.ndarray]]:
         """What changed of the admission filters since the last cut, by table, and all else that rules remember, whole."""
         self._between_steps()

@@ -34,7 +34,7 @@ class StorePrefetch:
       store: has every epoch up to `epoch_min`.
       applier: repairs a shard that lost its rows.
       layout: which slot reads which table.
-      wanted: by table, which rows ids need; none was asked for yet.
+      wanted: by table, which rows ids need; none was asked for yet. Tables that are not named are in memory, whole.
       epoch_min: an answer from a shard that is behind it is refused: fail closed.
       metrics: counts.
     """
@@ -52,6 +52,8 @@ class StorePrefetch:
         self._slots: dict[str, list[str]] = {}
         named = [(c.table, c.name) for c in layout.pooled] + [(s.table, s.name) for s in layout.sequences]
         for table, slot in named:
+            if table not in wanted:
+                continue
             self._slots.setdefault(table, []).append(slot)
         self._wanted = wanted
 

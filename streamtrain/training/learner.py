@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -73,6 +74,7 @@ class Learner:
           source: the source's identity.
         """
         self.source = source
+        filters, rules = self.sparse.cut_filters()
         return EpochRecord(
             epoch=0,
             previous="",
@@ -82,6 +84,8 @@ class Learner:
             samples_total=0,
             positions=dict(positions),
             tables=self.sparse.cut(),
+            filters=filters,
+            rules=rules,
             dense=self.dense.state(),
             metrics=self.prequential.state(),
             notes=self._notes(),
@@ -93,7 +97,7 @@ class Learner:
         Args:
           records: a base and the epochs after it, or all epochs, in order; at least one.
           sequential: see `Source.sequential`.
-          rows: False leaves the tables empty, where rows come from the store on demand.
+          rows: False leaves tables empty whose rows come from the store on demand; those of `SparseNet.resident` are loaded.
 
         Returns:
           The last record: what the log's head holds.
@@ -111,8 +115,9 @@ class Learner:
         """
         last: EpochRecord | None = None
         for last in records:
-            if rows:
-                self.sparse.load(last.tables)
+            resident = self.sparse.resident
+            self.sparse.load({n: t for n, t in last.tables.items() if rows or n in resident})
+            self.sparse.load_filters(last.filters, last.rules)
         assert last is not None, "a log has at least its genesis"
         self.dense.load(last.dense)
         self.prequential.load(last.metrics)
@@ -189,7 +194,11 @@ class Learner:
 
     def cut(self) -> EpochRecord:
         """Copies everything that changed since the last cut. Falls between two steps."""
-        return self.epochs.cut(self.sparse.cut(), self.dense.state(), self.prequential.state(), self._notes())
+        filters, rules = self.sparse.cut_filters()
+        record = self.epochs.cut(
+            self.sparse.cut(), self.dense.state(), self.prequential.state(), self._notes()
+        )
+        return replace(record, filters=filters, rules=rules)
 
     def _notes(self) -> dict[str, str]:
         """What may change from one start to the next and yet decides bits: padded shapes follow from the batch size."""

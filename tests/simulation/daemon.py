@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from exporters.deltas import DeltaExporter, DeltaSettings
-from streamtrain.errors import CorruptRecord, EpochMissing, ExportError, LogError, StoreUnavailable
+from streamtrain.errors import CorruptRecord, EpochMissing, ExportError, Fenced, LogError, StoreUnavailable
 from streamtrain.exports import ExportRunner
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Files, clean_asides, typed_errors
@@ -166,6 +166,8 @@ class Daemon:
         )
         self._trainer = trainer
         runner = self._open_export(log)
+        if world.owner is self:
+            self._spawn("ownership", self._fence)
         self._spawn("feed", lambda: self._feed(source, prefetch, handoff))
         if applier is not None:
             self._view("store", lambda: drive(applier.catch_up(self.head)))
@@ -222,6 +224,13 @@ class Daemon:
         self.overlapped = self.overlapped or not self._alone
         world.takeovers += 1
         scheduler.say(f"takes over with epoch {restorer.epoch}")
+
+    def _fence(self) -> None:
+        """Ends this daemon when it hears that another owns, which may be long after the log has told it."""
+        scheduler = self._world.scheduler
+        scheduler.wait(lambda: self._world.owner is not self)
+        scheduler.sleep(scheduler.random.random() * 2)
+        raise Fenced("another daemon owns the model now")
 
     @property
     def silent(self) -> bool:

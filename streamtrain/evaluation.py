@@ -94,12 +94,17 @@ class _Scores:
         return {name: accumulator.quality(i) for i, name in enumerate(names)}
 
 
-async def evaluate(job: Job, progress: Callable[[int], None] = lambda _: None) -> Evaluation:
+async def evaluate(
+    job: Job,
+    progress: Callable[[int], None] = lambda _: None,
+    look: Callable[[Learner], None] = lambda _: None,
+) -> Evaluation:
     """Scores each sample of the source as it is now before learning from it.
 
     Args:
       job: its log, store and exports are left alone.
       progress: called with the number of samples so far.
+      look: called at the end with the model.
 
     Raises:
       StreamtrainError: as the daemon would.
@@ -125,6 +130,7 @@ async def evaluate(job: Job, progress: Callable[[int], None] = lambda _: None) -
                 )
                 seconds = time.perf_counter() - begin
                 await feeding
+                look(learner)
             finally:
                 # Where learning failed, the feed still waits for room; where reading did, the thread has ended.
                 feeding.cancel()

@@ -172,7 +172,11 @@ class Service:
         head = Head(record)
         prefetch = None
         if store is not None and applier is not None and head.epoch > 0:
-            wanted = {name: rows_wanted(name, table, job.seed) for name, table in job.tables.items()}
+            wanted = {
+                name: rows_wanted(name, table, job.seed)
+                for name, table in job.tables.items()
+                if name not in learner.sparse.resident
+            }
             prefetch = StorePrefetch(store, applier, job.layout, wanted, head.epoch, self._metrics)
 
         self._committer = Committer(log, log.digest(head.epoch), self._announcer(head), self._metrics)
@@ -269,7 +273,7 @@ class Service:
 
         def move(record: EpochRecord) -> None:
             # Rows are read from the log by whoever wants them: the head keeps none of them in memory.
-            head.move(dataclasses.replace(record, tables={}, dense={}, metrics={}))
+            head.move(record.without_arrays())
             self._epoch = record.epoch
             if self._on_commit is not None:
                 self._on_commit(record)

@@ -131,6 +131,11 @@ class EmbeddingTable:
         return rows + self._index.memory_bytes + self._dirty.memory_bytes + self._removed.memory_bytes
 
     @property
+    def index_bytes(self) -> int:
+        """Of these, the bytes that find rows."""
+        return self._index.memory_bytes
+
+    @property
     def part_counts(self) -> list[int]:
         """By part of a hashed table, the rows in use."""
         return [len(self._index)] if isinstance(self._index, Index) else self._index.counts

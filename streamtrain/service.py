@@ -161,6 +161,8 @@ class Service:
             standby = self._standby(log, source, restorer, stack)
             await asyncio.gather(standby.follow(), warming)
             await standby.until_owner()
+            # From here on the log is this daemon's own to collect.
+            await asyncio.to_thread(standby.close)
             begin = time.monotonic()
             self._health.say("taking over")
             stack.enter_context(log.lock(takeover=True))
@@ -202,7 +204,9 @@ class Service:
         candidate = Candidate(log.model.model_id, writer_name(), lambda: max(restorer.epoch, self._epoch))
         self._ownership = source.ownership(self._job.failover, candidate)
         stack.push_async_callback(self._ownership.close)
-        return Standby(log, restorer, self._ownership, self._health, self._metrics)
+        standby = Standby(log, restorer, self._ownership, self._health, self._metrics)
+        stack.push_async_callback(asyncio.to_thread, standby.close)
+        return standby
 
     async def _open_store(self, log: EpochLog, stack: AsyncExitStack) -> Store | None:
         store = open_store(self._job.store)

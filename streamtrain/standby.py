@@ -7,9 +7,10 @@ import dataclasses
 import logging
 import time
 
-from streamtrain.errors import Fenced, LogError
+from streamtrain.errors import Fenced, LogError, RegistrationRefused
 from streamtrain.health import Health
 from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.readers import Registration
 from streamtrain.log.record import EpochRecord
 from streamtrain.metrics import Metrics
 from streamtrain.ownership import Ownership
@@ -41,7 +42,8 @@ class Standby:
     ) -> None:
         self._log, self._restorer, self._ownership = log, restorer, ownership
         self._health, self._metrics = health, metrics
-        self._failing = False
+        self._registration: Registration | None = None
+        self._failing = self._refused = False
 
     async def until_owner(self) -> None:
         """Joins the other daemons, and follows the log until this one owns.
@@ -63,8 +65,9 @@ class Standby:
         logger.info("this daemon owns the model now, after %.1f s of standing by", time.monotonic() - begin)
 
     async def follow(self) -> None:
-        """Goes on to the head of the log, as far as that can be read."""
+        """Goes on to the head of the log, as far as that can be read; nothing that it still needs is collected."""
         try:
+            await asyncio.to_thread(self._register)
             await asyncio.to_thread(self._restorer.catch_up)
             lag = await asyncio.to_thread(self._lag)
         except LogError as error:
@@ -78,7 +81,22 @@ class Standby:
         self._metrics.standby_epoch.set(self._restorer.epoch)
         self._metrics.standby_lag_epochs.set(lag)
 
+    def close(self) -> None:
+        """Lets the log collect again what this standby held. Safe to call twice. Blocks on the disk."""
+        if self._registration is not None:
+            self._registration.leave()
+
+    def _register(self) -> None:
+        if self._registration is None and not self._refused:
+            try:
+                self._registration = self._log.register(f"standby {writer_name()}", kind="standby")
+            except RegistrationRefused as error:
+                self._refused = True
+                logger.warning("%s", error)
+
     def _lag(self) -> int:
+        if self._registration is not None and self._restorer.epoch >= 0:
+            self._registration.advance(self._restorer.epoch)
         head = self._log.head()
         return 0 if head is None else max(0, head - self._restorer.epoch)
 

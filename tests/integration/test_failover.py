@@ -16,12 +16,11 @@ from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import recover
 from tests.chaos.oracle import folded
-from tests.daemon import Daemon, streamtrain, until
+from tests.daemon import Daemon, inspected, streamtrain, until
 from tests.servers import KafkaServer
 
 pytestmark = pytest.mark.kafka
 _numbers = itertools.count()
-SESSION_S = 6.0
 
 JOB = """
 name = "ledger"
@@ -110,24 +109,118 @@ def world(kafka: KafkaServer, tmp_path: Path) -> Iterator[World]:
 
 
 def phase(daemon: Daemon) -> str:
-    return json.loads(daemon.get("/readyz")[1])["phase"]
+    """What `/readyz` says; every phase that tests wait for is a ready one."""
+    status, body = daemon.get("/readyz")
+    found: str = json.loads(body)["phase"]
+    assert status == 200 or found not in ("standby", "learning")
+    return found
 
 
-def stands_by(daemon: Daemon) -> None:
+def stands_by(daemon: Daemon) -> Daemon:
     until(lambda: phase(daemon) == "standby", "the daemon to stand by")
-    until(lambda: "joining the other daemons" in daemon.text, "it to join")
+    daemon.until_says("joining the other daemons")
+    return daemon
 
 
-def test_a_standby_takes_over_when_the_owner_is_killed(world: World) -> None:
+def metric(daemon: Daemon, name: str) -> float:
+    lines = daemon.get("/metrics")[1].splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"streamtrain_{name} ")))
+
+
+def joined(world: World, count: int) -> None:
+    """Waits until the group has so many members, and is at rest."""
+
+    async def members() -> int:
+        async with world.kafka.admin() as admin:
+            (group,) = await admin.describe_consumer_groups([f"{world.topic}-owners"])
+            _, _, state, _, _, found, *_ = group.groups[0]
+            return len(found) if state == "Stable" else -1
+
+    until(lambda: asyncio.run(members()) == count, f"{count} members of the group")
+
+
+def test_a_standby_takes_over_when_the_owner_is_killed_and_again_when_it_is_terminated(world: World) -> None:
     world.produce(500)
-    owner = world.daemon()
+    first = world.daemon()
     world.learned(500)
-    standby = world.daemon()
-    stands_by(standby)
-    owner.kill()
+    second = stands_by(world.daemon())
+    joined(world, 2)
+    assert (metric(first, "owner"), metric(second, "owner")) == (1, 0)
+    first.kill()
     world.produce(300)
     world.learned(800)
-    assert phase(standby) == "learning"
-    print(standby.text)
-    assert standby.stop() == 0
-    world.check(800)
+    assert phase(second) == "learning" and metric(second, "owner") == 1
+    assert metric(second, "takeover_seconds") > 0
+
+    # A standby that joins does not disturb: the owner goes on, with the epochs that it would have written.
+    third = stands_by(world.daemon())
+    fourth = stands_by(world.daemon())
+    joined(world, 3)
+    world.produce(100)
+    world.learned(900)
+    until(
+        lambda: (head := world.head) and metric(third, "standby_epoch") == head.epoch,
+        "the standby to have the head",
+    )
+    assert second.text.count("took over at epoch") == 1 and phase(second) == "learning"
+    fourth.kill()
+
+    # One that is asked to stop leaves at once; nobody waits for a timeout.
+    assert second.stop() == 0, second.text
+    world.produce(100)
+    world.learned(1000)
+    assert "took over at epoch" in third.text
+    assert third.stop() == 0, third.text
+    world.check(1000)
+    owners = [epoch["writer"] for epoch in inspected(world.log)["lineage"]]
+    assert len({writer for writer, _ in itertools.groupby(owners)}) == len(list(itertools.groupby(owners)))
+
+
+def test_a_paused_owner_that_wakes_is_fenced(world: World) -> None:
+    world.produce(200)
+    owner = world.daemon()
+    world.learned(200)
+    standby = stands_by(world.daemon())
+    joined(world, 2)
+    # Paused while it learns: it wakes with samples that are not durable.
+    world.produce(5000)
+    until(lambda: (head := world.head) and head.samples_total > 200, "it to learn")
+    owner.signal(signal.SIGSTOP)
+    standby.until_says("took over at epoch")
+    world.learned(5200)
+    owner.signal(signal.SIGCONT)
+    world.produce(100)
+    assert owner.wait() == 3, owner.text
+    assert "Fenced" in owner.text
+    world.learned(5300)
+    assert "took the lock of" in standby.text
+    assert standby.stop() == 0, standby.text
+    world.check(5300)
+
+
+def test_without_a_log_one_begins_it_and_the_other_follows(world: World) -> None:
+    both = [world.daemon(), world.daemon()]
+    world.produce(200)
+    world.learned(200)
+    until(
+        lambda: sorted(phase(daemon) for daemon in both) == ["learning", "standby"], "one owner, one standby"
+    )
+    joined(world, 2)
+    for daemon in both:
+        assert daemon.stop() == 0, daemon.text
+    world.check(200)
+
+
+def test_what_cannot_work_is_told_and_the_owner_goes_on(world: World) -> None:
+    owner = world.daemon()
+    world.produce(10)
+    world.learned(10)
+    impatient = world.daemon(STREAMTRAIN__FAILOVER__SESSION_TIMEOUT_S="3")
+    stranger = world.daemon(STREAMTRAIN__LOG__PATH=str(world.folder / "other"))
+    assert impatient.wait() == 2, impatient.text
+    assert "failover.session_timeout_s = 3: the broker does not allow it" in impatient.text
+    assert stranger.wait() == 2, stranger.text
+    assert "let all daemons of a model share one log.path" in stranger.text
+    world.produce(10)
+    world.learned(20)
+    assert phase(owner) == "learning"

@@ -285,5 +285,5 @@ def test_no_room_for_temporary_files_is_told_with_the_remedy(
     log = EpochLog.create(tmp_path / "log", "m", {})
     append_epochs(log, 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(StreamtrainError, match="temporary files find no room .*set TMPDIR"):
+    with pytest.raises(StreamtrainError, match=r"temporary files find no room .*set TMPDIR"):
         open_snapshot(log, "user")

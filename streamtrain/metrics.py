@@ -76,6 +76,11 @@ class Metrics:
         )
         self.table_rows = self._gauge("table_rows", "Rows in memory, by table.", "table")
         self.table_bytes = self._gauge("table_bytes", "Memory of the table, by table.", "table")
+        self.table_collided = self._gauge(
+            "table_collided_ratio",
+            "Share of ids that share all rows with another, estimated from the rows in memory, by hashed table.",
+            "table",
+        )
         self.store_epoch = self._gauge(
             "store_applied_epoch", "Epoch that every shard of the store has applied."
         )

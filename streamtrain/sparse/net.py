@@ -14,6 +14,8 @@ from streamtrain.samples.batch import SampleBatch
 from streamtrain.sparse.activations import ActivationBuffers, SparseActivations
 from streamtrain.sparse.admission import Admission
 from streamtrain.sparse.bank import Bank, make_table
+from streamtrain.sparse.collisions import Collisions
+from streamtrain.sparse.hashed import HashedTable
 from streamtrain.sparse.kind import TableKind
 from streamtrain.sparse.memory import as_input
 from streamtrain.sparse.reader import SparseReader, check_padding
@@ -152,6 +154,11 @@ class SparseNet:
         self._between_steps()
         return {name: table.cut() for name, table in self.tables.items()}
 
+    def at(self, step: int) -> None:
+        """What is scored is scored as it would be at `step`, the next to come."""
+        for table in self.tables.values():
+            table.at(step)
+
     @property
     def resident(self) -> set[str]:
         """The tables whose rows must all be in memory, whatever a store holds."""
@@ -234,6 +241,11 @@ class SparseNet:
     def memory_bytes(self, table: str) -> int:
         """Bytes of memory that a table's rows, index and marks take."""
         return self._banks[table].table.memory_bytes
+
+    def collisions(self, table: str) -> Collisions | None:
+        """How many ids share rows, going by the rows in memory; None where each id has a row of its own."""
+        found = self._banks[table].table
+        return found.collisions if isinstance(found, HashedTable) else None
 
     def export(self, table: str) -> TableRows:
         """A copy of all rows of a table."""

@@ -46,8 +46,12 @@ def job_of(folder: Path, tables: dict[str, dict[str, Any]] = TABLES, url: str = 
 
 async def learned(made: Job, *script: Chunk) -> EpochLog:
     ScriptedSource.script = script
-    await asyncio.wait_for(Service(made, until_end=True).run(), 60)
+    service = Service(made, until_end=True)
+    await asyncio.wait_for(service.run(), 60)
     ScriptedSource.script = ()
+    for name in TABLES:
+        shown = service._metrics.registry.get_sample_value("streamtrain_table_collided_ratio", {"table": name})
+        assert shown is not None and 0 < shown < 1
     return EpochLog.open(made.log.path)
 
 

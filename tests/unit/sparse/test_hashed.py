@@ -314,6 +314,7 @@ def test_the_net_and_a_table_by_itself_agree() -> None:
     np.testing.assert_allclose(net.score(batch, 2).pooled[0, :4], table.lookup(np.array([1], np.uint64))[0])
     assert_same_rows(net.cut()["t"], table.cut())
     assert net.rows("t") == len(table)
+    assert net.collisions("t") == table.collisions and sum(table.collisions.occupied) == len(table)
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,11 @@ class EpochLog(LogReader):
     def _check_follows(self, record: EpochRecord) -> None:
         head = self.head()
         if self._tail is None or self._tail[0] != head:
-            self._tail = None if head is None else (head, self.digest(head))
+            try:
+                self._tail = None if head is None else (head, self.digest(head))
+            except EpochMissing:
+                # It was the head a moment ago, before this writer was paused.
+                raise self._left_behind(head) from None
         number, digest = self._tail or (-1, "")
         if record.epoch > number + 1:
             raise ValueError(f"epoch {record.epoch} cannot follow epoch {number}: one is missing in between")
@@ -295,10 +299,13 @@ class EpochLog(LogReader):
         try:
             self._files.unlink(target)
         except FileNotFoundError:
-            raise Fenced(
-                f"another writer has gone far beyond epoch {epoch} of {self.path}, and has collected it: stop this one, "
-                "the other one goes on"
-            ) from None
+            raise self._left_behind(epoch) from None
+
+    def _left_behind(self, epoch: int | None) -> Fenced:
+        return Fenced(
+            f"another writer has gone far beyond epoch {epoch} of {self.path}, and has collected it: stop this one, "
+            "the other one goes on"
+        )
 
     def _continued(self, epoch: int, digest: str) -> bool:
         """Whether the log went on from this very record: the next epoch follows it, or its base was folded from it."""

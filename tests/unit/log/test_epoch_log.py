@@ -377,3 +377,20 @@ def test_a_writer_that_wakes_when_its_epoch_is_collected_is_fenced(log: EpochLog
     with pytest.raises(Fenced, match="gone far beyond epoch 2"):
         EpochLog.open(log.path, Paused()).append(epoch_record(2, log.digest(1)))
     assert log.head() == 6
+
+
+def test_a_writer_that_wakes_when_the_head_it_saw_is_collected_is_fenced(log: EpochLog) -> None:
+    """Paused between looking for the head and reading its digest (simulation seed 100651)."""
+
+    class Paused(Files):
+        def sync_directory(self, path: Path) -> None:
+            super().sync_directory(path)
+            others = EpochLog.open(log.path)
+            append_epochs(others, 6)
+            fold(log.path)
+            others.collect(1)
+
+    append_epochs(log, 1)
+    record = epoch_record(2, log.digest(1))
+    with pytest.raises(Fenced, match="gone far beyond epoch 1"):
+        EpochLog.open(log.path, Paused()).append(record)

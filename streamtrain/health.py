@@ -43,5 +43,5 @@ class Health:
 
     @property
     def phase(self) -> str:
-        """For people: starting, compiling, recovering, standby, taking over, learning, stopping."""
+        """For people: starting, recovering, waiting for the store, standby, taking over, learning, stopping."""
         return self._phase

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 
 from streamtrain import plugins
 from streamtrain.config import Job
 from streamtrain.dictionary.recorder import ValueRecorder
-from streamtrain.errors import Fenced
+from streamtrain.errors import ConfigError, Fenced, SourceError
 from streamtrain.exports import ExportRunner
 from streamtrain.health import Health
 from streamtrain.http import serve
@@ -23,11 +24,12 @@ from streamtrain.letterbox import Letterbox, sink_of
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.record import EpochRecord
 from streamtrain.metrics import Metrics
+from streamtrain.outages import outlasted
 from streamtrain.ownership import Candidate, Ownership, TellsOwnership
 from streamtrain.pipeline import Feed
 from streamtrain.restorer import Restorer, Stopped
 from streamtrain.samples.decoder import Decoder
-from streamtrain.sources import Source
+from streamtrain.sources import Positions, Source
 from streamtrain.sparse.optimizers import slots_of
 from streamtrain.sparse.wanted import rows_wanted
 from streamtrain.standby import Standby, claim
@@ -139,8 +141,7 @@ class Service:
         check_same_model(job, log.model.job, str(job.log.path))
         store = await self._open_store(log, stack)
         applier = None if store is None else StoreApplier(log, store)
-        source: Source = plugins.load("consumers", job.source.kind)(job.source, until_end=self._until_end)
-        stack.push_async_callback(source.close)
+        source = self._make_source(stack)
         decoder = Decoder(job.sample_schema, codec=job.source.codec)
         source.use_columns(decoder.columns.arrow_schema.names)
 
@@ -213,8 +214,20 @@ class Service:
         if store is not None:
             stack.push_async_callback(store.close)
             dims = {n: (t.row_dim, slots_of(t.optimizer, t.row_dim)) for n, t in self._job.tables.items()}
-            await store.open(StoreDescription(log.model.model_id, dims, self._job.store.shards))
+            description = StoreDescription(log.model.model_id, dims, self._job.store.shards)
+            if await asyncio.to_thread(log.head) is None:
+                # A model that has learned nothing has nothing to save by waiting: a wrong store.url is told at once.
+                await store.open(description)
+            else:
+                await outlasted(partial(store.open, description), self._health, self._metrics)
         return store
+
+    def _make_source(self, stack: AsyncExitStack) -> Source:
+        kind = self._job.source.kind
+        with plugins.blamed(ConfigError, f"source {kind!r}: making it"):
+            source: Source = plugins.load("consumers", kind)(self._job.source, until_end=self._until_end)
+        stack.push_async_callback(source.close)
+        return source
 
     async def _open_letterbox(self, stack: AsyncExitStack) -> Letterbox | None:
         """Dead letters that cannot be kept are told before anything is learned, not at the first bad record."""
@@ -236,7 +249,8 @@ class Service:
         runners: dict[str, ExportRunner] = {}
         for number, settings in enumerate(self._job.exports):
             made = plugins.load("exporters", settings.kind)
-            exporter = made(settings, log.model, takeover=self._job.failover is not None)
+            with plugins.blamed(ConfigError, f"exporter {settings.kind!r}: making it"):
+                exporter = made(settings, log.model, takeover=self._job.failover is not None)
             stack.callback(exporter.close)
             name = settings.kind if settings.kind not in runners else f"{settings.kind}-{number}"
             runners[name] = ExportRunner(log, exporter)
@@ -254,7 +268,7 @@ class Service:
         last = await asyncio.to_thread(restorer.catch_up)
         if last is None:
             # Where reading starts is durable before the first sample: "latest" means the same after a crash.
-            positions = await source.start(None)
+            positions = await self._start_source(source, None)
             genesis = dataclasses.replace(
                 learner.genesis(positions, source.identity),
                 committed_at_ms=time.time_ns() // 1_000_000,
@@ -264,12 +278,18 @@ class Service:
             last = await asyncio.to_thread(restorer.catch_up)
             assert last is not None, "it was just appended"
         else:
-            await source.start(last.positions, learner.source)
+            await self._start_source(source, last.positions, learner.source)
             learner.source = source.identity
             logger.info("recovered epoch %d: %d samples", last.epoch, last.samples_total)
         if applier is not None:
-            await applier.catch_up(last.epoch)
+            await outlasted(partial(applier.catch_up, last.epoch), self._health, self._metrics)
         return last
+
+    async def _start_source(
+        self, source: Source, positions: Positions | None, identity: str = ""
+    ) -> dict[str, int]:
+        with plugins.blamed(SourceError, f"source {self._job.source.kind!r}: start"):
+            return await source.start(positions, identity)
 
     def _announcer(self, head: Head) -> Callable[[EpochRecord, str], None]:
         """What the writer thread calls when a record is durable: it moves the head, on the loop."""

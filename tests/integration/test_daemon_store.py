@@ -80,6 +80,38 @@ def _learned(folder: Path) -> int:
     return 0 if opened is None or head is None else opened.describe(head).samples_total
 
 
+def test_a_start_waits_for_the_store_where_there_is_something_to_lose_and_tells_a_wrong_one_at_once(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    write(tmp_path / "samples.jsonl", samples(200))
+    job = config(tmp_path, follow=True, text=JOB.split("[[exports]]")[0])
+    url = {"STREAMTRAIN__STORE__URL": redis_server.url}
+    redis_server.kill()
+    with Daemon(job, **url) as daemon:
+        assert daemon.wait() == 1
+        assert "StoreUnavailable" in daemon.text and "Traceback" not in daemon.text
+    redis_server.start()
+    with Daemon(job, **SLOW, **url) as daemon:
+        until(lambda: _learned(tmp_path) == 200, "200 samples")
+        daemon.kill()
+
+    redis_server.kill()
+    write(tmp_path / "samples.jsonl", samples(300, 200, seed=1), "a")
+    with Daemon(job, **SLOW, **url) as daemon:
+        daemon.until_says("the start waits for the store: the store's Redis at")
+        assert daemon.get("/readyz") == (503, '{"ready": false, "phase": "waiting for the store"}')
+        redis_server.start()
+        until(lambda: _learned(tmp_path) == 500, "300 more")
+        daemon.until_says("the store answers, the start goes on")
+        assert daemon.stop() == 0, daemon.text
+
+    redis_server.kill()
+    with Daemon(job, **url) as daemon:
+        daemon.until_says("the start waits for the store")
+        assert daemon.stop() == 0, daemon.text
+        assert "Traceback" not in daemon.text
+
+
 def test_the_store_away_for_a_while_costs_no_sample(redis_server: RedisServer, tmp_path: Path) -> None:
     write(tmp_path / "samples.jsonl", samples(500))
     job = config(tmp_path, follow=True, text=JOB.split("[[exports]]")[0])

@@ -12,11 +12,11 @@ from streamtrain.errors import ConfigError, EpochMissing, StreamtrainError
 from streamtrain.log.merge import gather, merge
 from streamtrain.log.ranges import merge_by_ranges
 from streamtrain.log.reader import LogReader
-from streamtrain.log.record import EpochRecord, TableRows
+from streamtrain.log.record import EpochRecord, FilterRows, TableRows
 from streamtrain.log.recovery import restored
 from streamtrain.log.rollback import earliest
 
-__all__ = ["CHUNK_ROWS", "Snapshot", "open_snapshot"]
+__all__ = ["CHUNK_ROWS", "Snapshot", "merged", "open_snapshot"]
 
 CHUNK_ROWS = 1 << 16
 # Each mapped file keeps a descriptor; a process commonly has 1,024, and two epochs are compared at a time.
@@ -39,6 +39,7 @@ class Snapshot:
       dim: floats a vector.
       optimizer_floats: floats of optimizer state a row.
       ids: `[R]` uint64, ascending.
+      filters: what records say of the table's admission filter, oldest first; empty where it has none.
     """
 
     table: str
@@ -50,6 +51,7 @@ class Snapshot:
     ids: NDArray[np.uint64]
     _locations: NDArray[np.int64]
     _parts: Sequence[TableRows]
+    filters: Sequence[FilterRows] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -116,6 +118,7 @@ def open_snapshot(log: LogReader, table: str, at: int | None = None) -> Snapshot
 
 def _snapshot(log: LogReader, table: str, records: Iterator[EpochRecord]) -> Snapshot:
     parts: list[TableRows] = []
+    filters: list[FilterRows] = []
     last: tuple[int, int, int] | None = None
     for record in records:
         last = (record.epoch, record.step_next, record.samples_total)
@@ -123,16 +126,25 @@ def _snapshot(log: LogReader, table: str, records: Iterator[EpochRecord]) -> Sna
             parts.append(record.tables[table])
         if len(parts) > _MAPPED_MAX:
             parts[1:] = [_united(parts[1:])]
+        if table in record.filters:
+            filters.append(record.filters[table])
+        if len(filters) > _MAPPED_MAX:
+            filters[1:] = [_united_filters(filters[1:])]
     if last is None:
         raise EpochMissing(f"{log.path} is empty: the model has not started yet")
     if len(widths := {(rows.weights.shape[1], rows.slots.shape[1]) for rows in parts}) > 1:
         raise ConfigError(f"{log.path}: table {table!r} changes its width on the way: {sorted(widths)}")
-    ids, locations = _merged(parts)
+    ids, locations = merged(parts)
     dim, floats = widths.pop() if widths else (_configured_dim(log, table), 0)
-    return Snapshot(table, *last, dim, floats, ids, locations, parts)
+    return Snapshot(table, *last, dim, floats, ids, locations, parts, filters)
 
 
-def _merged(parts: Sequence[TableRows]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def merged(parts: Sequence[TableRows | FilterRows]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """What remains of parts, oldest first: ids, ascending, and where the row of each stands, for `gather`.
+
+    Raises:
+      StreamtrainError: no room for the temporary file.
+    """
     if not parts:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     try:
@@ -152,9 +164,23 @@ def _configured_dim(log: LogReader, table: str) -> int:
 
 def _united(parts: Sequence[TableRows]) -> TableRows:
     """What several records say about a table, as one: their last rows, and the ids that they removed last."""
+    ids, locations, removed = _last_words(parts)
+    return _taken(parts, ids, locations, removed)
+
+
+def _united_filters(parts: Sequence[FilterRows]) -> FilterRows:
+    ids, locations, removed = _last_words(parts)
+    pieces = [parts[0].values[:0], *gather([part.values for part in parts], locations)]
+    return FilterRows(ids, np.concatenate(pieces), removed)
+
+
+def _last_words(
+    parts: Sequence[TableRows | FilterRows],
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
+    """Ids that the parts wrote last, where their rows stand, and ids that they removed last."""
     ids, locations = merge((part.ids, part.tombstones) for part in parts)
     removed = np.unique(np.concatenate([part.tombstones for part in parts]))
-    return _taken(parts, ids, locations, np.setdiff1d(removed, ids, assume_unique=True))
+    return ids, locations, np.setdiff1d(removed, ids, assume_unique=True)
 
 
 def _taken(

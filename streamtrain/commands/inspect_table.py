@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.analysis.addressing import id_of, raw_id, slots_of_table
+from streamtrain.analysis.admission import waiting
 from streamtrain.analysis.collisions import collision_probability
 from streamtrain.analysis.histogram import Histogram
 from streamtrain.analysis.movers import movers
@@ -80,9 +81,17 @@ def _summary(log: LogReader, snapshot: Snapshot, options: argparse.Namespace) ->
         "age": _histogram(summary.age),
         "norm": _histogram(summary.norm),
         "collisions": _collisions(log, snapshot),
+        "admission": _admission(log, snapshot),
         "epochs": [{name: getattr(one, name) for name in one.__slots__} for one in reversed(history)],
         "png": options.png,
     }
+
+
+def _admission(log: LogReader, snapshot: Snapshot) -> dict[str, Any] | None:
+    if (found := waiting(log.model.job, snapshot)) is None:
+        return None
+    counts = None if found.counts is None else _histogram(found.counts)
+    return {name: getattr(found, name) for name in found.__slots__} | {"counts": counts}
 
 
 def _collisions(log: LogReader, snapshot: Snapshot) -> dict[str, Any]:

@@ -34,12 +34,26 @@ def _summary(found: dict[str, Any]) -> Iterator[str]:
     floats = f"dim {found['dim']} and {found['optimizer_floats']} optimizer floats"
     yield f"rows       {found['rows']:,} of {floats}, {found['bytes'] / 1e6:,.1f} MB; {found['samples']:,} samples learned"
     yield f"collisions {_collisions(found)}"
+    if found["admission"] is not None:
+        yield from _admission(found["admission"])
     yield from _histogram("frequency: occurrences learned from", found["frequency"], whole=True)
     yield from _histogram("age: steps since the last update", found["age"], whole=True)
     yield from _histogram("norm: L2 of the weights", found["norm"], whole=False)
     yield from _epochs(found["epochs"])
     if found["png"]:
         yield f"wrote {found['png']}"
+
+
+def _admission(about: dict[str, Any]) -> Iterator[str]:
+    rule = f"admission  {about['kind']}, a row from {about['threshold']:,} occurrences on"
+    if about["counts"] is None:
+        yield (
+            f"{rule}; about {about['ids']:,.0f} ids wait, {about['fill']:.1%} of the filter's counters are in use: "
+            f"{about['mistaken']:.2g} of new ids are taken for one of them"
+        )
+    else:
+        yield f"{rule}; {about['ids']:,.0f} ids wait"
+        yield from _histogram("waiting: occurrences so far", about["counts"], whole=True)
 
 
 def _collisions(found: dict[str, Any]) -> str:

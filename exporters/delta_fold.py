@@ -7,8 +7,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +57,8 @@ def fold_base(
     entry = replace(last.entry, previous="", exported_at_ms=now_ms)
     lineage = Lineage.folded([file.lineage for file in files])
     tensors: dict[str, np.ndarray | Stream] = {f"dense/{name}": array for name, array in last.dense.items()}
-    for name in model.tables:
-        tensors |= _merged(name, [file.tables[name] for file in files], stop)
+    for name, table in model.tables.items():
+        tensors |= _merged(name, [file.tables[name] for file in files], table.columns, stop)
     return directory.write_file(entry, export_document(model.model_id, entry, lineage), tensors)
 
 
@@ -68,7 +69,7 @@ def _yield_to_others() -> None:
 
 
 def _merged(
-    name: str, sources: Sequence[ExportedRows], stop: Callable[[], bool]
+    name: str, sources: Sequence[ExportedRows], columns: Sequence[str], stop: Callable[[], bool]
 ) -> dict[str, np.ndarray | Stream]:
     """One table after all of `sources`: the last row of each id, unless a tombstone came later; by ascending id."""
     ids = np.concatenate([part for rows in sources for part in (rows.ids, rows.tombstones)])
@@ -83,39 +84,44 @@ def _merged(
     row = order - starts[source]
     alive = row < np.array([len(rows.ids) for rows in sources])[source]
     ids, source, row = ids[alive], source[alive], row[alive]
-    return _base_tensors(name, ids, [rows.weights for rows in sources], source, row, stop)
+    held = {column: [getattr(rows, column) for rows in sources] for column in columns}
+    return _base_tensors(name, ids, held, source, row, stop)
 
 
-def sorted_rows(name: str, rows: TableRows, stop: Callable[[], bool]) -> dict[str, np.ndarray | Stream]:
+def sorted_rows(
+    name: str, rows: TableRows, columns: Sequence[str], stop: Callable[[], bool]
+) -> dict[str, np.ndarray | Stream]:
     """The rows of one table of a record, as a base holds them."""
     order = np.argsort(rows.ids, kind="stable")
-    return _base_tensors(name, rows.ids[order], [rows.weights], np.zeros(len(order), np.int32), order, stop)
+    held = {column: [getattr(rows, column)] for column in columns}
+    return _base_tensors(name, rows.ids[order], held, np.zeros(len(order), np.int32), order, stop)
 
 
 def _base_tensors(
     name: str,
     ids: NDArray[np.uint64],
-    weights: Sequence[NDArray[np.float32]],
+    columns: Mapping[str, Sequence[np.ndarray]],
     source: NDArray[np.int32],
     row: NDArray[np.int64],
     stop: Callable[[], bool],
 ) -> dict[str, np.ndarray | Stream]:
-    """A base's tensors of one table, whose i-th row is `weights[source[i]][row[i]]`."""
-    dim = weights[0].shape[1]
+    """A base's tensors of one table, whose i-th row is in each column `arrays[source[i]][row[i]]`."""
 
-    def chunks() -> Iterator[np.ndarray]:
+    def chunks(arrays: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         for start in range(0, len(ids), _CHUNK_ROWS):
             if stop():
                 raise FoldStopped
             of, at = source[start : start + _CHUNK_ROWS], row[start : start + _CHUNK_ROWS]
-            chunk = np.empty((len(of), dim), np.float32)
+            chunk = np.empty((len(of), *arrays[0].shape[1:]), arrays[0].dtype)
             for number in np.unique(of):
                 mine = of == number
-                chunk[mine] = weights[number][at[mine]]
+                chunk[mine] = arrays[number][at[mine]]
             yield chunk
 
-    return {
-        f"tables/{name}/ids": ids,
-        f"tables/{name}/weights": Stream(np.dtype(np.float32), (len(ids), dim), chunks),
-        f"tables/{name}/tombstones": np.empty(0, np.uint64),
+    tensors: dict[str, np.ndarray | Stream] = {
+        f"tables/{name}/{column}": Stream(
+            arrays[0].dtype, (len(ids), *arrays[0].shape[1:]), partial(chunks, arrays)
+        )
+        for column, arrays in columns.items()
     }
+    return tensors | {f"tables/{name}/ids": ids, f"tables/{name}/tombstones": np.empty(0, np.uint64)}

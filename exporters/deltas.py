@@ -136,9 +136,8 @@ class DeltaExporter:
             entry = self._entry(record, digest, record.previous)
             tensors: dict[str, np.ndarray | Stream] = dict(self._dense(record))
             for name, rows in self._tables(record):
-                tensors[f"tables/{name}/ids"] = rows.ids
-                tensors[f"tables/{name}/weights"] = rows.weights
-                tensors[f"tables/{name}/tombstones"] = rows.tombstones
+                for part in ("ids", "tombstones", *self._model.tables[name].columns):
+                    tensors[f"tables/{name}/{part}"] = getattr(rows, part)
             entry = self._write(entry, Lineage.of(record), tensors)
             self._publish(manifest.with_delta(entry))
             self._publish_folded()
@@ -157,7 +156,7 @@ class DeltaExporter:
             entry = self._entry(base, base.previous, "")
             tensors: dict[str, np.ndarray | Stream] = dict(self._dense(base))
             for name, rows in self._tables(base):
-                tensors |= sorted_rows(name, rows, self._stopping.is_set)
+                tensors |= sorted_rows(name, rows, self._model.tables[name].columns, self._stopping.is_set)
             try:
                 entry = self._write(entry, Lineage.of(base), tensors)
             except FoldStopped:

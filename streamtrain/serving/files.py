@@ -14,7 +14,7 @@ from streamtrain.errors import CorruptRecord, DeltaGap, ExportError
 from streamtrain.log.container import Container
 from streamtrain.log.record import EpochRecord
 from streamtrain.serving.manifest import Entry
-from streamtrain.serving.model import FORMAT_VERSION, ServedModel
+from streamtrain.serving.model import FORMAT_VERSION, ServedModel, ServedTable
 
 __all__ = ["PARAMS_PREFIX", "ExportedFile", "ExportedRows", "Lineage", "export_document", "read_export"]
 
@@ -105,11 +105,13 @@ class ExportedRows:
       ids: `[R]` uint64, distinct; ascending in a base.
       weights: `[R, D]` float32.
       tombstones: `[T]` uint64, ids that have no row any more; empty in a base.
+      last_steps: `[R]` uint32, step of the last update modulo 2^32, in tables whose weights decay; else None.
     """
 
     ids: NDArray[np.uint64]
     weights: NDArray[np.float32]
     tombstones: NDArray[np.uint64]
+    last_steps: NDArray[np.uint32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,26 +182,29 @@ def _parse(container: Container, entry: Entry, model: ServedModel) -> ExportedFi
         )
     if (container.digest, container.size_bytes) != (entry.digest, entry.size_bytes):
         raise ExportError(f"{container.path}: it is whole, but not the file that the manifest names")
-    tables = {name: _rows(container, name, table.row_dim) for name, table in model.tables.items()}
+    tables = {name: _rows(container, name, table) for name, table in model.tables.items()}
     return ExportedFile(entry, Lineage.from_json(document["lineage"]), tables, dict(_dense(container)))
 
 
-def _rows(container: Container, name: str, dim: int) -> ExportedRows:
-    ids, weights, tombstones = (
-        container.tensors[f"tables/{name}/{part}"] for part in ("ids", "weights", "tombstones")
-    )
-    expected = [
-        (ids, np.uint64, (len(ids),)),
-        (weights, np.float32, (len(ids), dim)),
-        (tombstones, np.uint64, (len(tombstones),)),
-    ]
-    for tensor, dtype, shape in expected:
+def _rows(container: Container, name: str, table: ServedTable) -> ExportedRows:
+    found = {
+        part: container.tensors[f"tables/{name}/{part}"] for part in ("ids", "tombstones", *table.columns)
+    }
+    rows = len(found["ids"])
+    expected = {
+        "ids": (np.uint64, (rows,)),
+        "weights": (np.float32, (rows, table.row_dim)),
+        "last_steps": (np.uint32, (rows,)),
+        "tombstones": (np.uint64, (len(found["tombstones"]),)),
+    }
+    for part, tensor in found.items():
+        dtype, shape = expected[part]
         if tensor.dtype != dtype or tensor.shape != shape:
             raise ExportError(
                 f"{container.path}: table {name!r} holds {tensor.dtype} {list(tensor.shape)} "
                 f"where {np.dtype(dtype)} {list(shape)} belongs"
             )
-    return ExportedRows(ids, weights, tombstones)
+    return ExportedRows(**found)
 
 
 def _dense(container: Container) -> Iterator[tuple[str, np.ndarray]]:

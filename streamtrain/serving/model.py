@@ -14,6 +14,7 @@ from streamtrain.layout import Layout
 from streamtrain.log.sealed import seal, unseal
 from streamtrain.samples.schema import Schema
 from streamtrain.settings import Settings
+from streamtrain.sparse.lifecycle_settings import Decay, Unadmitted
 from streamtrain.sparse.settings import AnyInit, TableSettings
 from streamtrain.sparse.tables import AnyTable, Hashing
 
@@ -39,13 +40,30 @@ class ServedTable(Settings):
     """The trainer's bound on rows, and so the follower's."""
     hashing: Hashing | None = None
     """How ids share rows, where the table is of fixed size; `docs/row-ids.md` is the law."""
+    unadmitted: Unadmitted | None = None
+    """What all ids without a row look like, where the table has admission; else each has its own initial vector."""
+    decay: Decay | None = None
+    """How weights fade between updates, where they do: then files have the rows' `last_steps`."""
 
     @staticmethod
     def of(settings: AnyTable) -> ServedTable:
         """What serving needs of a job's table."""
-        hashing = settings.hashing
-        rows_max = settings.rows_max if isinstance(settings, TableSettings) else settings.hashing.rows
-        return ServedTable(dim=settings.dim, init=settings.init, rows_max=rows_max, hashing=hashing)
+        if not isinstance(settings, TableSettings):
+            rows_max, hashing = settings.hashing.rows, settings.hashing
+            return ServedTable(dim=settings.dim, init=settings.init, rows_max=rows_max, hashing=hashing)
+        fades = settings.decay is not None and settings.decay.weights < 1
+        return ServedTable(
+            dim=settings.dim,
+            init=settings.init,
+            rows_max=settings.rows_max,
+            unadmitted=None if settings.admission.kind == "none" else settings.unadmitted,
+            decay=settings.decay if fades else None,
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What a file has for each row beside its id."""
+        return ("weights",) if self.decay is None else ("weights", "last_steps")
 
     @property
     def row_dim(self) -> int:

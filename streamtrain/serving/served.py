@@ -50,6 +50,7 @@ class Served:
         self._params = scorer.params(base.dense)
         for name, rows in base.tables.items():
             self._tables[name].load(_loadable(rows))
+            self._tables[name].at(base.lineage.step_next)
         self._version: Version | None = self._version_of(base)
         # A sample without a single field is a sample; scoring it compiles what a first request would wait for.
         self.score(scorer.decode([{}]))
@@ -84,6 +85,7 @@ class Served:
             self._version = None
             for name, rows in tables.items():
                 self._tables[name].load(rows)
+                self._tables[name].at(delta.lineage.step_next)
             self._params = params
             self._version = self._version_of(delta)
             return self._version
@@ -108,7 +110,15 @@ def _empty_table(name: str, table: ServedTable, seed: int) -> EmbeddingTable | H
     # The trainer's `rows_max` may be raised while the model lives, and `model.json` is not written again.
     # Here it bounds address space only, so there is room for that.
     rows_max = min(_ROWS_FACTOR * table.rows_max, _ROWS_LIMIT)
-    return EmbeddingTable(name, table.dim, init=table.init, seed=seed, rows_max=rows_max)
+    return EmbeddingTable(
+        name,
+        table.dim,
+        init=table.init,
+        seed=seed,
+        rows_max=rows_max,
+        unadmitted=table.unadmitted,
+        decay=table.decay,
+    )
 
 
 def _loadable(rows: ExportedRows) -> TableRows:
@@ -119,6 +129,6 @@ def _loadable(rows: ExportedRows) -> TableRows:
         weights=rows.weights.copy(),
         slots=np.empty((count, 0), np.float32),
         counts=np.zeros(count, np.uint32),
-        last_steps=np.zeros(count, np.uint32),
+        last_steps=np.zeros(count, np.uint32) if rows.last_steps is None else rows.last_steps.copy(),
         tombstones=rows.tombstones.copy(),
     )

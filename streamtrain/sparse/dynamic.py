@@ -66,7 +66,8 @@ class DynamicTable:
         return self.rows.memory_bytes + (0 if self.admission is None else self.admission.memory_bytes)
 
     def begin(self, united: United, step: int, vectors: NDArray[np.float32]) -> None:
-        self._united, self.rows.step = united, step
+        self._united = united
+        self.at(step)
         if self._tidy:
             self._step_rows = self._find_or_admit(united, step)
         else:
@@ -109,7 +110,11 @@ class DynamicTable:
         if self.admission is not None:
             self.admission.undo()
 
+    def at(self, step: int) -> None:
+        self.rows.at(step)
+
     def end(self, step: int) -> None:
+        self.at(step + 1)
         if self.admission is not None:
             self.admission.end(step)
         if self._expiry is not None:

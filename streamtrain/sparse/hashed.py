@@ -104,6 +104,9 @@ class HashedTable:
         self._combine.backward(self._weights[:count], self._inverse, gradients, sums)
         return self.rows.learn(self._step_rows, sums, self._counts[:count], step)
 
+    def at(self, step: int) -> None:
+        """Nothing: these rows do not fade."""
+
     def end(self, step: int) -> None:
         """Nothing: rows of fixed number do not go."""
 

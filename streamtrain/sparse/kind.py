@@ -78,6 +78,9 @@ class TableKind(Lookup, Protocol):
     def discard(self) -> None:
         """Takes back `begin`, after which nothing was learned."""
 
+    def at(self, step: int) -> None:
+        """From now on vectors are looked up as they are at `step`; a step that ends says so by itself."""
+
     def end(self, step: int) -> None:
         """The step is over, whether it was kept or taken back: what is done on a schedule of steps."""
 

@@ -38,7 +38,6 @@ class EmbeddingTable:
       name: the table's name, part of what rows start from.
       dim: D, weights a row.
       slots: K, floats of optimizer state a row.
-      step: as of which rows that decay are seen.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class EmbeddingTable:
         self._decay = None
         if decay is not None:
             self._decay = RowDecay(decay, 0 if optimizer is None else statistics_of(optimizer, dim))
-        self.step = 0
+        self._step = 0
         # What rows were before `learn`, and before they faded in it.
         self._before = self._unfaded = self._row_copies(0)
         self._dirty = DirtyRows(label, rows_max)
@@ -160,15 +159,19 @@ class EmbeddingTable:
         return vectors
 
     def gather(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
-        """Overwrites `vectors` (`[N, D]` float32) with the weights of rows (`[N]` int32), as they are at `step`.
+        """Overwrites `vectors` (`[N, D]` float32) with the weights of rows (`[N]` int32), as they are at the step of `at`.
 
         Those below 0 get what unadmitted ids share; in a table without admission, any values.
         """
         gather_weights(self._arena.words, rows, vectors)
         if self._decay is not None:
-            self._decay.fade(vectors, self._arena.bits, rows, self.step)
+            self._decay.fade(vectors, self._arena.bits, rows, self._step)
         if self._absent is not None:
             fill_absent(rows, self._absent, vectors)
+
+    def at(self, step: int) -> None:
+        """From now on rows that decay are seen as they are at `step`; nobody may look up meanwhile."""
+        self._step = step
 
     def find(self, ids: NDArray[np.uint64]) -> NDArray[np.int32]:
         """The rows (`[N]` int32) of ids (`[N]` uint64), -1 for those that have none."""
@@ -226,7 +229,9 @@ class EmbeddingTable:
         if self._optimizer is not None:
             self._optimizer.start(self._arena.words, self.dim, rows, fresh)
         # What decays does so from its first step on, not from step 0.
-        start_tails(self._arena.bits, rows, fresh, np.uint32(0 if self._decay is None else self.step & 0xFFFFFFFF))
+        start_tails(
+            self._arena.bits, rows, fresh, np.uint32(0 if self._decay is None else self._step & 0xFFFFFFFF)
+        )
 
     def learn(
         self,

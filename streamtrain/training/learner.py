@@ -119,6 +119,7 @@ class Learner:
             self.sparse.load({n: t for n, t in last.tables.items() if rows or n in resident})
             self.sparse.load_filters(last.filters, last.rules)
         assert last is not None, "a log has at least its genesis"
+        self.sparse.at(last.step_next)
         self.dense.load(last.dense)
         self.prequential.load(last.metrics)
         self._epochs = EpochBuilder(last, sequential=sequential)

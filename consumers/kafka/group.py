@@ -95,6 +95,7 @@ class GroupMember:
         self._at: _Coordinator | None = None
         self._member_id, self._generation, self._term = "", -1, -1
         self._joined = self._silent = False
+        self._owner = ""
 
     async def run(self) -> None:
         """Takes part until cancelled. What brokers do not answer is tried again without end.
@@ -233,7 +234,13 @@ class GroupMember:
             if self._term < 0:
                 self._term = self._generation
             self.owned.set()
-        elif self.owned.is_set() and not self.successor.done():
+        elif not self.owned.is_set():
+            if verdict.name != self._owner:
+                logger.info(
+                    "standing by in group %s: %s owns the model", self._settings.group_id, verdict.name
+                )
+            self._owner = verdict.name
+        elif not self.successor.done():
             self.successor.set_result(verdict.name)
 
     async def _ask(self, request: Any, timeout_s: float) -> Any:

@@ -26,16 +26,34 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=math.inf, metavar="M", help="no more faults after this time"
     )
+    parser.add_argument(
+        "--standbys", type=int, metavar="N", help="daemons beside the trainer (default 0; 1 with --only)"
+    )
+    parser.add_argument("--only", choices=["takeover"], help="faults of one group alone")
     parser.add_argument("--json", action="store_true", help="the verdict as JSON on standard output")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     options = parser.parse_args()
+    standbys = options.standbys if options.standbys is not None else int(options.only == "takeover")
+    if options.only == "takeover" and not standbys:
+        parser.error("a takeover needs --standbys 1 or more")
     command = f"python -m tests.chaos --faults {options.faults} --seed {options.seed}"
+    command += f" --standbys {standbys}" if standbys else ""
+    command += f" --only {options.only}" if options.only else ""
     # A broker that is killed now and then is no news to the stream's clients.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     parent = Path(options.folder or tempfile.gettempdir())
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{options.seed}-", dir=parent))
     try:
-        verdict = run(folder, options.faults, options.seed, command, options.rate, options.minutes)
+        verdict = run(
+            folder,
+            options.faults,
+            options.seed,
+            command,
+            options.rate,
+            options.minutes,
+            standbys,
+            options.only,
+        )
     except Exception:
         traceback.print_exc()
         say(f"FAILED: {command}; everything is kept in {folder}")

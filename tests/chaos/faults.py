@@ -15,10 +15,11 @@ from typing import Literal
 
 from aiokafka.errors import KafkaError
 
+from tests.chaos.nursery import Child
 from tests.chaos.watch import POINTS
 from tests.chaos.world import TOPIC, World
 
-__all__ = ["FAULTS", "Fault", "choose"]
+__all__ = ["FAULTS", "Fault", "choose", "kinds"]
 
 Recovery = Literal["learned", "stored", "followed", "nothing"]
 
@@ -34,16 +35,25 @@ class Fault:
       weight: how often it is chosen, relative to the others.
       act: does it, and undoes what must be undone for the world to go on. Returns where it hit, for the counts.
       recovers: what shows that the world has recovered.
+      among: `lone`: needs a trainer without standbys; `takeover`, `standby`: needs some; `all`: any world.
     """
 
     weight: float
     act: Callable[[World, random.Random], str]
     recovers: Recovery
+    among: Literal["lone", "takeover", "standby", "all"] = "all"
 
 
-def choose(dice: random.Random) -> str:
+def kinds(standbys: int, only: str | None) -> list[str]:
+    """The kinds that fit a world with so many standbys, of one group where `only` names it."""
+    fitting = {"all", "takeover", "standby"} if standbys else {"all", "lone"}
+    return sorted(
+        name for name, fault in FAULTS.items() if fault.among in fitting and only in (None, fault.among)
+    )
+
+
+def choose(dice: random.Random, names: list[str]) -> str:
     """A kind of fault, by weight."""
-    names = sorted(FAULTS)
     return dice.choices(names, [FAULTS[name].weight for name in names])[0]
 
 
@@ -177,16 +187,79 @@ def two_trainers(world: World, dice: random.Random) -> str:
         world.until(lambda: world.owned, "the successor to commit an epoch")
     finally:
         owner.signal(signal.SIGCONT)
+    _ends_fenced(world, owner, where)
+    return where
+
+
+def _ends_fenced(world: World, owner: Child, where: str) -> None:
+    """A former owner that wakes must end with 3."""
     try:
         code = owner.wait(90)
     except TimeoutError:
         world.kill(owner)
         world.violations.append(f"a fenced owner, paused at {where}, went on: {owner.output.name}")
-        return where
+        return
     if code != 3:
         last = owner.text.strip().splitlines()[-1][:300]
         world.violations.append(f"a fenced owner, paused at {where}, ended with {code}, not 3: {last}")
+
+
+# The owner, and those who wait for its place
+
+
+def _standing_by(world: World) -> None:
+    _ready(world)
+    world.until(lambda: world.standing_by, "the standbys to be warm")
+
+
+def owner_kill(world: World, dice: random.Random) -> str:
+    _standing_by(world)
+    owner = world.trainer
+    where = _at(world, dice, ALL_POINTS, lambda _: owner.signal(signal.SIGKILL))
+    owner.wait(30)
+    began = time.monotonic()
+    world.start_standby()
+    world.take_over("killed", began)
     return where
+
+
+def owner_pause(world: World, dice: random.Random) -> str:
+    """Pauses the owner until a standby has taken over, and wakes it."""
+    _standing_by(world)
+    owner = world.trainer
+    where = _at(world, dice, ALL_POINTS, lambda _: owner.signal(signal.SIGSTOP))
+    try:
+        world.take_over("paused", time.monotonic())
+    finally:
+        owner.signal(signal.SIGCONT)
+    _ends_fenced(world, owner, where)
+    world.start_standby()
+    return where
+
+
+def owner_term(world: World, dice: random.Random) -> str:
+    _standing_by(world)
+    time.sleep(dice.uniform(0, 0.5))
+    owner, began = world.trainer, time.monotonic()
+    owner.signal(signal.SIGTERM)
+    if code := owner.wait(45):
+        world.violations.append(f"SIGTERM ended the owner with {code} ({owner.output.name})")
+    world.start_standby()
+    world.take_over("terminated", began)
+    return "any instant"
+
+
+def standby_kill(world: World, dice: random.Random) -> str:
+    """Kills a standby; the owner must not notice."""
+    owner, head = world.trainer, world.head
+    standby = dice.choice(world.standbys)
+    world.kill(standby)
+    world.standbys.remove(standby)
+    world.start_standby()
+    world.until(lambda: world.head > head, "the owner to go on")
+    if world.trainer is not owner:
+        world.violations.append(f"the owner {owner.output.name} did not outlive a standby")
+    return "any instant"
 
 
 # The follower
@@ -376,14 +449,18 @@ def partition_added(world: World, dice: random.Random) -> str:
 
 
 FAULTS: dict[str, Fault] = {
-    "trainer killed": Fault(6, trainer_kill, "learned"),
-    "trainer killed at a point": Fault(16, trainer_kill_at_point, "learned"),
-    "trainer killed while it starts": Fault(2, trainer_kill_while_starting, "learned"),
-    "trainer terminated": Fault(4, trainer_term, "learned"),
+    "trainer killed": Fault(6, trainer_kill, "learned", "lone"),
+    "trainer killed at a point": Fault(16, trainer_kill_at_point, "learned", "lone"),
+    "trainer killed while it starts": Fault(2, trainer_kill_while_starting, "learned", "lone"),
+    "trainer terminated": Fault(4, trainer_term, "learned", "lone"),
     "trainer paused": Fault(6, trainer_stop, "learned"),
     "trainer paused at a point": Fault(4, trainer_stop_at_point, "learned"),
     "fold killed": Fault(4, fold_kill, "learned"),
-    "two trainers": Fault(3, two_trainers, "learned"),
+    "two trainers": Fault(3, two_trainers, "learned", "lone"),
+    "owner killed": Fault(5, owner_kill, "learned", "takeover"),
+    "owner paused": Fault(3, owner_pause, "learned", "takeover"),
+    "owner terminated": Fault(3, owner_term, "learned", "takeover"),
+    "standby killed": Fault(2, standby_kill, "learned", "standby"),
     "follower killed": Fault(3, follower_kill, "followed"),
     "follower killed at a point": Fault(3, follower_kill_at_point, "followed"),
     "follower terminated": Fault(2, follower_term, "followed"),

@@ -20,7 +20,7 @@ from streamtrain.config import load_job
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.recovery import recover
 from tests.chaos import oracle
-from tests.chaos.faults import FAULTS, choose
+from tests.chaos.faults import FAULTS, choose, kinds
 from tests.chaos.stream import Truth, read_truth
 from tests.chaos.world import RECOVERY_MAX_S, TOPIC, World, say
 
@@ -40,6 +40,8 @@ class Verdict:
     lost: int = -1
     doubled: int = -1
     bit_equal: bool = False
+    takeovers: int = 0
+    takeover_s: dict[str, dict[str, float]] = field(default_factory=dict)
     seed: int = 0
     command: str = ""
     recoveries_s: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -66,23 +68,37 @@ class Verdict:
 
 
 def run(
-    folder: Path, faults: int, seed: int, command: str, rate_hz: float = 250.0, minutes: float = math.inf
+    folder: Path,
+    faults: int,
+    seed: int,
+    command: str,
+    rate_hz: float = 250.0,
+    minutes: float = math.inf,
+    standbys: int = 0,
+    only: str | None = None,
 ) -> Verdict:
     """Does `faults` faults, chosen by `seed`, in a world below `folder`, and judges; fewer, where time is up before.
+
+    Args:
+      standbys: see `World`.
+      only: the group of faults to choose from, see `Fault`; all that fit by default.
 
     Raises:
       ServerFailed, TimeoutError: the world itself failed: it could not be set up, or healed at the end.
     """
     verdict = Verdict(seed=seed, command=command)
-    with World(folder, seed, rate_hz) as world:
+    names = kinds(standbys, only)
+    with World(folder, seed, rate_hz, standbys) as world:
         world.until(lambda: world.learning and world.follower_epoch() > 0, "the first epoch in the follower")
         say(f"seed {seed}: the world is up in {folder}")
         begin = time.monotonic()
         try:
-            _disturb(world, faults, random.Random(seed), begin + minutes * 60, verdict)
+            _disturb(world, names, faults, random.Random(seed), begin + minutes * 60, verdict)
         finally:
             verdict.faults_per_minute = round(verdict.faults / (time.monotonic() - begin) * 60, 1)
             verdict.ended_by_itself = dict(world.exits)
+            verdict.takeovers = sum(map(len, world.takeovers_s.values()))
+            verdict.takeover_s = {kind: _percentiles(s) for kind, s in sorted(world.takeovers_s.items())}
             verdict.violations = world.violations
         say(
             f"{verdict.faults} faults, {verdict.faults_per_minute} a minute; everything is healed, and judged"
@@ -93,18 +109,20 @@ def run(
     return verdict
 
 
-def _disturb(world: World, faults: int, dice: random.Random, deadline: float, verdict: Verdict) -> None:
-    kinds: Counter[str] = Counter()
+def _disturb(
+    world: World, names: list[str], faults: int, dice: random.Random, deadline: float, verdict: Verdict
+) -> None:
+    done: Counter[str] = Counter()
     instants: Counter[str] = Counter()
     recoveries: dict[str, list[float]] = defaultdict(list)
     for number in range(1, faults + 1):
         if time.monotonic() > deadline:
             break
         world.tend()
-        kind = choose(dice)
+        kind = choose(dice, names)
         where = FAULTS[kind].act(world, dice)
         head = world.head
-        kinds[kind] += 1
+        done[kind] += 1
         instants[where] += 1
         verdict.faults = number
         if dice.random() < _AWAITED:
@@ -117,7 +135,7 @@ def _disturb(world: World, faults: int, dice: random.Random, deadline: float, ve
             say(
                 f"{number} faults, epoch {world.head}, {len(world.stream.acknowledged)} samples, last: {kind}"
             )
-    verdict.kinds, verdict.instants = dict(sorted(kinds.items())), dict(sorted(instants.items()))
+    verdict.kinds, verdict.instants = dict(sorted(done.items())), dict(sorted(instants.items()))
     verdict.recoveries_s = {kind: _percentiles(values) for kind, values in sorted(recoveries.items())}
 
 

@@ -25,11 +25,13 @@ from tests.chaos.stream import BrokerForChaos, Stream
 from tests.chaos.watch import Watch
 from tests.servers import RedisServer, free_port
 
-__all__ = ["RECOVERY_MAX_S", "TOPIC", "World", "say"]
+__all__ = ["RECOVERY_MAX_S", "SESSION_TIMEOUT_S", "TOPIC", "World", "say"]
 
 TOPIC = "ledger"
 SHARDS = 4
 RECOVERY_MAX_S = 90.0
+# The least that a broker allows unless told otherwise.
+SESSION_TIMEOUT_S = 6.0
 _Result = TypeVar("_Result")
 
 # Two tables: one row a sample for the ledger, and 200 rows that every sample moves, for the bits.
@@ -77,6 +79,13 @@ base_every_epochs = 20
 enabled = false
 """
 
+_FAILOVER = f"""
+[failover]
+group_id = "ledger-owners"
+session_timeout_s = {SESSION_TIMEOUT_S}
+heartbeat_interval_s = 0.5
+"""
+
 _ENVIRONMENT = {
     # Every start compiles the same few programs; between starts they are found on disk.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -98,14 +107,21 @@ class World:
       folder: empty; everything is kept below it.
       seed: of the job and the stream.
       rate_hz: samples a second.
+      standbys: daemons beside the trainer; where there are any, one of them follows a trainer that ends.
 
     Attributes:
+      trainer: the daemon that learns.
+      standbys: the others.
+      takeovers_s: by kind of fault, seconds from the end of an owner to the first epoch with samples of another.
       head: the newest epoch seen in the log's directory.
       exits: how often the trainer ended by itself, by exit code and last words.
       violations: what must not happen and did.
     """
 
-    def __init__(self, folder: Path, seed: int, rate_hz: float) -> None:
+    def __init__(self, folder: Path, seed: int, rate_hz: float, standbys: int = 0) -> None:
+        self._standbys_wanted, self._ownerless = standbys, False
+        self.standbys: list[Child] = []
+        self.takeovers_s: dict[str, list[float]] = {}
         self.folder, self.seed, self._rate_hz = folder, seed, rate_hz
         self.log, self.exports, self.archive = folder / "model", folder / "exports", folder / "archive"
         self.config = folder / "job.toml"
@@ -161,6 +177,7 @@ class World:
                 folder=self.folder,
                 shards=SHARDS,
             )
+            + (_FAILOVER if self._standbys_wanted else "")
         )
         compacted = {
             "cleanup.policy": "compact",
@@ -175,6 +192,10 @@ class World:
         self._producing = asyncio.run_coroutine_threadsafe(self.stream.run(), self._loop)
         self.start_trainer()
         self.start_follower()
+        if self._standbys_wanted:
+            self.until(lambda: self.learning, "the first trainer to be the owner")
+        for _ in range(self._standbys_wanted):
+            self.start_standby()
 
     def _proxy(self, target: int) -> Proxy:
         proxy = Proxy(target)
@@ -192,14 +213,46 @@ class World:
 
     def start_trainer(self) -> Child:
         """Starts `streamtrain run`."""
+        self.trainer = self._start_daemon()
+        self.started_at_epoch = self.head
+        return self.trainer
+
+    def start_standby(self) -> None:
+        """Starts `streamtrain run` beside the trainer."""
+        self.standbys.append(self._start_daemon())
+
+    def _start_daemon(self) -> Child:
         self.starts += 1
-        self.trainer = self.nursery.start(
+        return self.nursery.start(
             ["run", str(self.config)],
             self.folder / f"trainer-{self.starts:04d}.out",
             _ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(self.folder.parent / "jax-cache")},
         )
-        self.started_at_epoch = self.head
-        return self.trainer
+
+    def take_over(self, kind: str, began: float) -> None:
+        """Waits until a standby has committed an epoch with samples: it is the trainer from then on.
+
+        Args:
+          kind: of fault, for the figures.
+          began: when the owner was gone, by the monotonic clock.
+        """
+        self._ownerless = True
+        try:
+            self.until(lambda: self._successor() is not None, f"a standby to take over ({kind})")
+        finally:
+            self._ownerless = False
+        self.takeovers_s.setdefault(kind, []).append(time.monotonic() - began)
+        successor = self._successor()
+        assert successor is not None
+        self.standbys.remove(successor)
+        self.trainer, self.started_at_epoch = successor, self.head
+
+    def _successor(self) -> Child | None:
+        """The standby that has committed the newest epoch, of samples."""
+        log = EpochLog.open(self.log)
+        record = log.describe(log.head() or 0)
+        found = (child for child in self.standbys if record.writer.endswith(f"/{child.pid}"))
+        return next(found, None) if record.samples else None
 
     def start_follower(self) -> None:
         """Starts `streamtrain follow`."""
@@ -217,15 +270,27 @@ class World:
 
     def tend(self) -> None:
         """What a supervisor does: starts again what has ended by itself."""
-        if not self.trainer.running:
-            last = (self.trainer.text.strip().splitlines() or ["nothing"])[-1]
-            words = last.split(": ")[1] if last.startswith("streamtrain: ") else last[:200]
-            self.exits[f"{self.trainer.code} {words}"] += 1
-            say(f"the trainer ended by itself with {self.trainer.code}: {last[:300]}")
-            self.start_trainer()
+        for child in [child for child in self.standbys if not child.running]:
+            self._note_end("a standby", child)
+            self.standbys.remove(child)
+            self.start_standby()
+        if not self.trainer.running and not self._ownerless:
+            self._note_end("the trainer", self.trainer)
+            if self._standbys_wanted:
+                began = time.monotonic()
+                self.start_standby()
+                self.take_over("ended by itself", began)
+            else:
+                self.start_trainer()
         if not self.follower.running:
             self.violations.append(f"the follower ended by itself with {self.follower.code}")
             self.start_follower()
+
+    def _note_end(self, who: str, child: Child) -> None:
+        last = (child.text.strip().splitlines() or ["nothing"])[-1]
+        words = last.split(": ")[1] if last.startswith("streamtrain: ") else last[:200]
+        self.exits[f"{child.code} {words}"] += 1
+        say(f"{who} ended by itself with {child.code}: {last[:300]}")
 
     # Where things stand
 
@@ -247,6 +312,11 @@ class World:
     def learning(self) -> bool:
         """Whether this trainer has committed an epoch."""
         return self.head > self.started_at_epoch
+
+    @property
+    def standing_by(self) -> bool:
+        """Whether every standby is warm, and a member of the group."""
+        return all("standing by in group" in child.text for child in self.standbys)
 
     @property
     def owned(self) -> bool:
@@ -286,10 +356,11 @@ class World:
         self.on_loop(self.stream.stop())
         self._producing.result(120)
         ends = self.on_loop(self.stream.last_words())
-        self.trainer.signal(signal.SIGTERM)
-        code = self.trainer.wait(60)
-        if code:
-            self.violations.append(f"SIGTERM at the end: the trainer ended with {code}")
+        # The trainer last: nobody is left to take over from it.
+        for child in (*self.standbys, self.trainer):
+            child.signal(signal.SIGTERM)
+            if code := child.wait(60):
+                self.violations.append(f"SIGTERM at the end: {child.output.name} ended with {code}")
         self.starts += 1
         last = self.nursery.start(
             ["run", str(self.config), "--until-end"],

@@ -72,10 +72,8 @@ class Restorer:
         if head is None:
             self._last = None
             return None
-        if self._last is not None and not self._follow(self._last, head):
-            logger.info(
-                "epoch %d is not followed by what is in the log now: beginning anew", self._last.epoch
-            )
+        if (last := self._last) is not None and not self._follow(last, head):
+            logger.info("epoch %d is not followed by what is in the log now: beginning anew", last.epoch)
             self._last = None
         if self._last is None:
             self._begin()

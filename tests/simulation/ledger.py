@@ -130,7 +130,9 @@ class LedgerLearner:
 
     def __init__(self) -> None:
         self.model = Ledger()
-        self.sparse = self.dense = self.prequential = NOTHING
+        self.dense = self.prequential = NOTHING
+        self.sparse: Any = _Nothing()
+        self.sparse.needs_history = False  # No table counts what it has not admitted.
         self.source, self.lost = "", ()
         self._epochs: EpochBuilder | None = None
 

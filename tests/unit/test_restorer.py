@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.fold import fold
+from streamtrain.log.record import EpochRecord
+from streamtrain.restorer import Restorer
+from tests.reference_log import append_epochs
+
+
+class _Learner:
+    """Remembers which epochs it was given; after `during`, others do something."""
+
+    def __init__(self, log: EpochLog) -> None:
+        self._log, self.during = log, -1
+        self.epochs: list[int] = []
+        self.source, self.lost = "", []
+        self.sparse = SimpleNamespace(needs_history=False)
+
+    def restore(self, records: Iterable[EpochRecord], **options: Any) -> EpochRecord:
+        self.epochs = []
+        return self.advance(records, **options)
+
+    def advance(self, records: Iterable[EpochRecord], **_: Any) -> EpochRecord:
+        for record in records:
+            self.epochs.append(record.epoch)
+            if record.epoch == self.during:
+                fold(self._log.path)
+                self._log.collect(1)
+        return record
+
+
+def test_a_standby_whose_next_epochs_are_collected_begins_anew_from_the_base(tmp_path: Path) -> None:
+    """Simulation seed 102909."""
+    log = EpochLog.create(tmp_path / "log", "clicks", {"seed": 1})
+    learner: Any = _Learner(log)
+    restorer = Restorer(learner, EpochLog.open(log.path), sequential=False, rows=True)
+    append_epochs(log, 0)
+    assert restorer.catch_up() is not None
+    append_epochs(log, 6)
+    learner.during = 2
+    last = restorer.catch_up()
+    assert last is not None and last.epoch == restorer.epoch == 6
+    assert learner.epochs == [6]

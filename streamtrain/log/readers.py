@@ -39,6 +39,8 @@ _FILE, _ASIDE = ".json", ".aside"
 _FILE_BYTES_MAX = 1 << 14
 _NAME_BYTES_MAX = 160
 _READERS_MAX = 256
+# Errors that say nothing about the file.
+_PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 # A moving reader writes this often, one that stands still that often: a lease outlives several of either.
 _MOVING_S, _STANDING_S = 1.0, 5.0
 
@@ -159,7 +161,7 @@ class Readers:
         """All registrations, by name, leases that have ended too. What is none is ignored, with a warning.
 
         Raises:
-          OSError: the directory is there and cannot be listed.
+          OSError: the directory is there and cannot be listed, or the disk fails at one of them.
         """
         return sorted((reader for _, reader in self._read_all()), key=lambda reader: reader.name)
 
@@ -176,7 +178,7 @@ class Readers:
           An epoch for each that holds; None of one that has not chosen yet.
 
         Raises:
-          OSError: the directory is there and cannot be listed.
+          OSError: the directory is there and cannot be listed, or the disk fails at a registration: nothing may go.
         """
         held: list[int | None] = []
         for path, reader in self._read_all():
@@ -249,7 +251,12 @@ class Readers:
                     raise ValueError("it belongs to a reader of another name")
             except FileNotFoundError:
                 continue
-            except (OSError, KeyError, TypeError, ValueError) as error:
+            except OSError as error:
+                # What cannot be read for the moment may hold something; a foreign directory or file never does.
+                if error.errno in _PASSING:
+                    raise
+                logger.warning("%s cannot be read and holds nothing: %s", path, error)
+            except (KeyError, TypeError, ValueError) as error:
                 logger.warning("%s is no registration of a reader and holds nothing: %s", path, error)
             else:
                 yield path, reader

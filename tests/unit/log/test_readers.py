@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from streamtrain.cli import main
-from streamtrain.errors import RegistrationRefused
+from streamtrain.errors import LogError, RegistrationRefused
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Files
 from streamtrain.log.fold import fold
@@ -170,6 +172,23 @@ def test_foreign_files_and_directories_never_stop_a_collection(log: EpochLog) ->
     (log.path / "readers" / "dangling.json").symlink_to("nowhere")
     assert log.collect(2) > 0
     assert verify(log.path).ok
+
+
+def test_nothing_goes_while_the_disk_fails_at_a_registration(log: EpochLog) -> None:
+    """Simulation seed 107351."""
+
+    class Failing(Files):
+        def open(self, path: Path) -> BinaryIO:
+            if path.parent.name == "readers":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().open(path)
+
+    log.register("slow", 1)
+    fold(log.path)
+    before = log.epochs()
+    with pytest.raises(LogError, match="Input/output error"):
+        EpochLog.open(log.path, Failing()).collect(1)
+    assert log.epochs() == before
 
 
 def test_a_log_without_the_directory_is_collected_and_can_be_registered_with(log: EpochLog) -> None:

@@ -178,7 +178,8 @@ class Nemesis:
             StoreUnavailable: True,
             StoreRefused: daemon.overlapped,
             ExportError: disk_failed or daemon.overlapped,
-            EpochMissing: any(process.fibers for process in self._world.folds),
+            # Collected while it was reading, or while it was paused beside one that went on.
+            EpochMissing: daemon.overlapped or any(process.fibers for process in self._world.folds),
             LogError: disk_failed,
         }
         if isinstance(error, CorruptRecord):

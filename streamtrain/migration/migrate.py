@@ -20,6 +20,7 @@ import numpy as np
 from streamtrain.config import Job, parse_job
 from streamtrain.errors import ConfigError, EpochMissing, LogError
 from streamtrain.identity import differences
+from streamtrain.log import format
 from streamtrain.log.container import Stream
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Files, typed_errors
@@ -29,6 +30,7 @@ from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.log.recovery import restored
 from streamtrain.migration.dense import DenseMove, moved
 from streamtrain.migration.rows import carried_over, keeps_rows
+from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.tables import AnyTable
 
 __all__ = ["Migration", "TableMove", "migrate", "plan"]
@@ -121,6 +123,7 @@ def plan(job: Job, log: LogReader, epoch: int | None = None) -> Migration:
         moves.append(move)
         if carried is not None:
             tables[name] = carried
+    filtered = _same_admission(before, job)
     dense = moved(folded.dense, before, job)
     described = log.describe(folded.epoch)
     record = replace(
@@ -130,6 +133,8 @@ def plan(job: Job, log: LogReader, epoch: int | None = None) -> Migration:
         step_first=folded.step_next,
         samples=0,
         tables=tables,
+        filters={name: of for name, of in folded.filters.items() if name in filtered},
+        rules={name: of for name, of in folded.rules.items() if name.partition("/")[0] in filtered},
         dense=dense.arrays,
         event_time_ms=None,
         record_time_ms=None,
@@ -196,6 +201,18 @@ def _epoch(log: LogReader, epoch: int | None) -> int:
     return head if epoch is None else epoch
 
 
+def _same_admission(before: Job, after: Job) -> set[str]:
+    """The tables whose ids go on waiting for admission where they stood."""
+    both = {name for name in after.tables if name in before.tables}
+    return {
+        name
+        for name in both
+        if isinstance(was := before.tables[name], TableSettings)
+        and isinstance(now := after.tables[name], TableSettings)
+        and was.admission == now.admission
+    }
+
+
 def _move_table(
     name: str, rows: TableRows | None, before: AnyTable | None, after: AnyTable | None, seed: int
 ) -> tuple[TableMove, TableRows | None]:
@@ -217,9 +234,8 @@ def _folded(records: Iterator[EpochRecord]) -> EpochRecord:
     record = next(records)
     while more := [*islice(records, SOURCES_MAX - 1)]:
         folded = fold_records([record, *more], "")
-        tensors = {name: _whole(tensor) for name, tensor in folded.rows.items()}
-        names = {name.split("/")[1] for name in tensors}
-        record = replace(folded.record, tables={name: _rows(tensors, name) for name in sorted(names)})
+        tensors = format.tensors(folded.record) | {name: _whole(of) for name, of in folded.rows.items()}
+        record = format.decode(format.document(folded.record, "base", ""), tensors)
     return record
 
 
@@ -231,13 +247,6 @@ def _whole(tensor: np.ndarray | Stream) -> np.ndarray:
         whole[at : at + len(piece)] = piece
         at += len(piece)
     return whole
-
-
-def _rows(tensors: Mapping[str, np.ndarray], table: str) -> TableRows:
-    prefix = f"tables/{table}/"
-    return TableRows(
-        **{name.removeprefix(prefix): of for name, of in tensors.items() if name.startswith(prefix)}
-    )
 
 
 def _notes_before(log: LogReader, epoch: int) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ from streamtrain.config import load_job
 from streamtrain.errors import LogError
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Files
+from streamtrain.log.recovery import recover
 from streamtrain.migration.migrate import migrate, plan
 from streamtrain.serving import Follower
 from tests.daemon import Daemon, inspected, streamtrain
@@ -146,3 +147,32 @@ def test_a_migration_that_fails_leaves_nothing_that_a_daemon_would_take_for_a_ne
     with pytest.raises(LogError, match="model2"):
         migrate(job, log, plan(job, log), "a test", _Full())
     assert sorted(p.name for p in tmp_path.iterdir() if "model" in p.name) == ["model"]
+
+
+def test_ids_go_on_waiting_for_admission_where_its_rule_stays_and_begin_anew_where_it_changes(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "samples.jsonl", samples(200))
+    waiting = JOB.replace("dim = 4\n", 'dim = 4\nadmission = {{ kind = "count", threshold = 4 }}\n')
+    learn(config(tmp_path, text=waiting))
+    log = EpochLog.open(tmp_path / "model")
+    moved = waiting.replace('"{folder}/model"', '"{folder}/model2"').replace("dim = 4\n", "dim = 5\n")
+    record = plan(load_job(new_config(tmp_path, moved), {}), log).record
+    counts = fold_filters(log)
+    assert counts, "some ids are still waiting"
+    kept = record.filters["main"]
+    assert dict(zip(kept.ids.tolist(), map(bytes, kept.values), strict=True)) == counts
+    stricter = load_job(new_config(tmp_path, moved.replace("threshold = 4", "threshold = 5")), {})
+    changed = plan(stricter, log).record
+    assert "main" not in changed.filters and len(changed.tables["main"].ids) == len(record.tables["main"].ids)
+
+
+def fold_filters(log: EpochLog) -> dict[int, bytes]:
+    """What the filter of the table holds at the head, from the records alone."""
+    found: dict[int, bytes] = {}
+    for record in recover(log):
+        if (rows := record.filters.get("main")) is not None:
+            for gone in rows.tombstones.tolist():
+                found.pop(gone, None)
+            found |= zip(rows.ids.tolist(), map(bytes, rows.values), strict=True)
+    return found

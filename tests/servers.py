@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,7 +29,15 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, Records
 from aiokafka.errors import for_code
 from aiokafka.structs import TopicPartition
 
-__all__ = ["KafkaServer", "RedisCluster", "RedisServer", "ServerFailed", "free_port", "missing_programs"]
+__all__ = [
+    "KafkaServer",
+    "LmdbFolder",
+    "RedisCluster",
+    "RedisServer",
+    "ServerFailed",
+    "free_port",
+    "missing_programs",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 KAFKA_JARS = ROOT / "build" / "kafka-jars"
@@ -366,6 +375,23 @@ class RedisServer(Server):
     def _ready(self) -> bool:
         # While it loads its file it answers LOADING.
         return accepts(self.port) and self.cli("PING") == "PONG"
+
+
+class LmdbFolder:
+    """Where an LMDB store is, beside the servers: a folder, which needs none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.url = folder, f"lmdb://{folder}"
+
+    def flush(self) -> None:
+        """Empties the files of all models, from another process, as another hand would."""
+        script = (
+            "import lmdb, sys\n"
+            "env = lmdb.open(sys.argv[1], max_dbs=64, map_size=1 << 30)\n"
+            "with env.begin(write=True) as txn: txn.drop(env.open_db(txn=txn), delete=False)\n"
+        )
+        for file in self.folder.glob("*/data.mdb"):
+            subprocess.run([sys.executable, "-c", script, str(file.parent)], check=True)
 
 
 class RedisCluster:

@@ -9,7 +9,7 @@ __all__ = ["Address", "StoreUrl"]
 
 _PORT = 6379
 _FORMS = (
-    "memory://, redis://HOST:PORT/DATABASE, rediss://HOST:PORT (TLS), unix:///PATH?db=DATABASE, "
+    "memory://, lmdb:///PATH, redis://HOST:PORT/DATABASE, rediss://HOST:PORT (TLS), unix:///PATH?db=DATABASE, "
     "or redis://HOST:PORT,HOST:PORT,... (some nodes of a Redis Cluster)"
 )
 
@@ -32,16 +32,18 @@ class StoreUrl:
     """What a URL says.
 
     Attributes:
-      addresses: the servers to ask first; empty for `memory://`.
+      addresses: the servers to ask first; empty for `memory://` and `lmdb://`.
       tls: whether they speak TLS.
       username: the ACL user, or None for the default one.
       database: the number of the database; 0 in a Cluster.
+      path: of `lmdb://`, the directory, absolute; else "".
     """
 
     addresses: tuple[Address, ...]
     tls: bool = False
     username: str | None = None
     database: int = 0
+    path: str = ""
 
     @staticmethod
     def parse(url: str) -> StoreUrl:
@@ -61,6 +63,8 @@ class StoreUrl:
         options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
         if parts.scheme == "memory" and url == "memory://":
             return StoreUrl(())
+        if parts.scheme == "lmdb" and parts.path.strip("/") and not parts.netloc and not options:
+            return StoreUrl((), path=unquote(parts.path))
         if parts.scheme == "unix" and parts.path and not hosts and set(options) <= {"db"}:
             return StoreUrl(
                 (Address(unquote(parts.path), 0),), False, username, _database(options.get("db", ""))

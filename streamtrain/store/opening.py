@@ -14,9 +14,13 @@ def open_store(settings: StoreSettings) -> Store | None:
     Raises:
       ConfigError: the password cannot be read.
     """
+    # Their libraries are imported by those who use them alone.
+    if settings.endpoint.path:
+        from streamtrain.store.lmdb_store import LmdbStore
+
+        return LmdbStore(settings)
     if not settings.endpoint.addresses:
         return None
-    # redis is imported by those who use it alone.
     from streamtrain.store.redis_store import RedisStore
 
     return RedisStore(settings)

@@ -19,8 +19,8 @@ class StoreSettings(Settings):
     """Where rows are kept besides the process's own memory."""
 
     url: str = "memory://"
-    """`memory://` (the process alone holds the rows; the log recovers them), `redis://HOST:PORT/DATABASE`, `rediss://` for TLS,
-    or `unix:///PATH?db=DATABASE`. A Redis Cluster is recognised by itself; name some of its nodes, `redis://A:6379,B:6379`."""
+    """`memory://` (the process alone holds the rows; the log recovers them), `lmdb:///PATH` (a directory on a local disk, for
+    this daemon alone), `redis://HOST:PORT/DATABASE`, `rediss://` for TLS, or `unix:///PATH?db=DATABASE`. A Redis Cluster is recognised by itself; name some of its nodes, `redis://A:6379,B:6379`."""
     password_env: str | None = None
     """Name of the environment variable that holds the password."""
     password_file: str | None = None
@@ -39,6 +39,8 @@ class StoreSettings(Settings):
     """How often a call is tried again, with pauses of 0.05 s doubling to 1 s, before the store counts as unavailable."""
     connections_max: int = Field(default=4, ge=1, le=64)
     """Bound on connections, and so on calls in flight, to each server."""
+    disk_bytes_max: int = Field(default=1 << 36, ge=1 << 24, le=1 << 44)
+    """Bound on the file of `lmdb://`, in bytes. It takes disk only as it grows; when it is full the store falls behind the log."""
 
     @field_validator("url")
     @classmethod
@@ -51,6 +53,10 @@ class StoreSettings(Settings):
         url = StoreUrl.parse(self.url)
         if self.password_env and self.password_file:
             raise ValueError("password_env and password_file exclude each other; remove one")
+        if url.path and (self.password_env or self.password_file):
+            raise ValueError(
+                "an lmdb:// store is a directory and has no password; remove password_env, password_file"
+            )
         if (self.tls_ca_file or self.tls_cert_file) and not url.tls:
             raise ValueError("tls_ca_file and tls_cert_file need a rediss:// url")
         if bool(self.tls_cert_file) != bool(self.tls_key_file):

@@ -9,7 +9,7 @@ from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.store.packing import BYTES_MAX, ID_BYTES, ROWS_MAX, Grouped, group, pack_rows, value_dtype
 from streamtrain.store.store import StoreDescription
 
-__all__ = ["Part", "Shares", "plan"]
+__all__ = ["Part", "Shares", "check_tables", "plan"]
 
 
 Kind = tuple[str, str]
@@ -61,7 +61,7 @@ class Shares:
         self._tables: dict[str, TableRows] = {}
         for name in sorted(description.tables):
             self._tables[name] = record.tables.get(name) or TableRows.empty(*description.tables[name])
-        _check(record, description)
+        check_tables(record, description)
         self._values = {name: value_dtype(*shape).itemsize for name, shape in description.tables.items()}
         self._grouped: dict[Kind, Grouped] = {}
         for name, rows in self._tables.items():
@@ -92,7 +92,8 @@ class Shares:
         return arguments
 
 
-def _check(record: EpochRecord, description: StoreDescription) -> None:
+def check_tables(record: EpochRecord, description: StoreDescription) -> None:
+    """Raises StoreRefused where the record's tables are not the description's."""
     for name, rows in record.tables.items():
         shape = (rows.weights.shape[1], rows.slots.shape[1])
         if description.tables.get(name) != shape:

@@ -1,4 +1,4 @@
-"""The contract of a `Store`, on one Redis and on a Redis Cluster, against dicts."""
+"""The contract of a `Store`, on one Redis, on a Redis Cluster and in a directory, against dicts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,18 +16,22 @@ from hypothesis import strategies as st
 from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
 from streamtrain.store import Store, StoreDescription, StoreSettings, open_store
 from tests.reference_store import DIMS, DictRows, as_dict, random_record, record_of, rows_of
-from tests.servers import RedisCluster, RedisServer
+from tests.servers import LmdbFolder, RedisCluster, RedisServer
 
 SHARDS = 5
 
-pytestmark = pytest.mark.redis
-
-Server = RedisServer | RedisCluster
+Server = RedisServer | RedisCluster | LmdbFolder
 Opener = Callable[..., Awaitable[Store]]
 
+REDIS = [pytest.param(name, marks=pytest.mark.redis) for name in ("redis", "cluster")]
+# What only a store that several processes share, or that is a Redis, can show.
+redis_only = pytest.mark.parametrize("server", REDIS, indirect=True)
 
-@pytest.fixture(params=["redis", "cluster"])
-def server(request: pytest.FixtureRequest) -> Server:
+
+@pytest.fixture(params=[*REDIS, "lmdb"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Server:
+    if request.param == "lmdb":
+        return LmdbFolder(tmp_path / "store")
     return request.getfixturevalue("redis_server" if request.param == "redis" else "redis_cluster")
 
 
@@ -154,6 +159,7 @@ async def test_a_gap_is_refused_and_changes_nothing(opened: Opener) -> None:
     assert await contents(store, ids_of(base, skipped, later)) == oracle.rows
 
 
+@redis_only
 async def test_a_stale_writer_moves_nothing_backwards(opened: Opener) -> None:
     store, stale, oracle = await opened(), await opened(), DictRows()
     records = [random_record(epoch) for epoch in range(4)]
@@ -177,6 +183,7 @@ async def test_a_base_replaces_what_is_behind_it(opened: Opener) -> None:
     assert await contents(store, ids_of(old, base), epoch_min=9) == oracle.rows
 
 
+@redis_only
 async def test_two_appliers_of_one_log_leave_what_one_leaves(opened: Opener, small_parts: None) -> None:
     stores, oracle = [await opened(), await opened()], DictRows()
     records = [random_record(epoch) for epoch in range(6)]
@@ -208,6 +215,7 @@ async def test_pull_refuses_a_shard_that_has_not_reached_the_epoch(opened: Opene
         await store.pull("items", np.array([1], np.uint64), epoch_min=5)
 
 
+@redis_only
 async def test_scripts_come_back_after_the_server_forgot_them(opened: Opener, server: Server) -> None:
     store = await opened()
     await store.load_base(random_record(0))
@@ -218,8 +226,8 @@ async def test_scripts_come_back_after_the_server_forgot_them(opened: Opener, se
 
 
 async def test_another_models_rows_are_refused_by_name(opened: Opener) -> None:
-    await opened("0123456789ab-first")
-    with pytest.raises(StoreRefused, match=r"model '0123456789ab-first'.*redis-cli --scan"):
+    await (await opened("0123456789ab-first")).close()
+    with pytest.raises(StoreRefused, match=r"model '0123456789ab-first'.*(redis-cli --scan|rm -r)"):
         await opened("0123456789ab-second")
 
 
@@ -233,7 +241,7 @@ async def test_models_with_other_ids_live_side_by_side(opened: Opener) -> None:
 
 
 async def test_another_number_of_shards_is_refused(opened: Opener) -> None:
-    await opened(shards=4)
+    await (await opened(shards=4)).close()
     with pytest.raises(StoreRefused, match='"shards": 4'):
         await opened(shards=8)
 
@@ -256,6 +264,7 @@ async def test_a_flushed_store_holds_nothing_and_is_repaired(opened: Opener, ser
     assert await contents(store, ids_of(random_record(0), random_record(7))) == oracle.rows
 
 
+@redis_only
 async def test_rows_removed_by_another_hand_are_noticed_and_repaired(opened: Opener, server: Server) -> None:
     store, base = await opened(), random_record(0, rows=100)
     await store.load_base(base)
@@ -273,6 +282,7 @@ async def test_rows_removed_by_another_hand_are_noticed_and_repaired(opened: Ope
     assert found.all()
 
 
+@redis_only
 async def test_a_value_of_another_size_is_never_read_as_a_row(opened: Opener, server: Server) -> None:
     store = await opened(shards=1)
     await store.load_base(record_of(0, {"users": rows_of([0x4142434445464748], *DIMS["users"])}))
@@ -301,8 +311,9 @@ async def test_cancelled_pulls_leave_the_store_usable_with_the_right_answers(ope
 
 async def test_info_sums_up_the_servers(opened: Opener, server: Server) -> None:
     info = await (await opened()).info()
-    assert info.servers == (1 if isinstance(server, RedisServer) else 3)
-    assert info.memory_bytes > 0 and info.memory_bytes_max == 0 and info.version.count(".") == 2
+    assert info.servers == (3 if isinstance(server, RedisCluster) else 1)
+    assert info.memory_bytes > 0 and info.version.count(".") == 2
+    assert info.memory_bytes_max == (1 << 36 if isinstance(server, LmdbFolder) else 0)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

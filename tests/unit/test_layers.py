@@ -55,6 +55,7 @@ ALLOWED = {
 # By third-party library: who may import it.
 ONLY = {
     "redis": ("streamtrain.store",),
+    "lmdb": ("streamtrain.store.lmdb_rows", "streamtrain.store.lmdb_store"),
     "aiokafka": ("consumers.kafka", "streamtrain.produce", "streamtrain.commands.produce"),
     "jax": ("streamtrain.dense",),
     "optax": ("streamtrain.dense",),
@@ -121,7 +122,7 @@ def test_each_library_is_imported_by_its_own_package_only() -> None:
         ("import streamtrain.log.epoch_log, streamtrain.log.inspect", ("jax", "aiokafka", "redis", "numba")),
         ("import streamtrain.commands.inspect_table", ("jax", "aiokafka", "redis", "numba", "matplotlib")),
         ("import streamtrain.cli", ("jax", "aiokafka", "redis", "numba", "pyarrow")),
-        ("import streamtrain.config", ("jax", "aiokafka", "redis")),
+        ("import streamtrain.config", ("jax", "aiokafka", "redis", "lmdb")),
     ],
 )
 def test_importing_stays_light(statement: str, absent: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from streamtrain.store.checks import check_servers, memory
     ("url", "parsed"),
     [
         ("memory://", StoreUrl(())),
+        ("lmdb:///var/lib/rows", StoreUrl((), path="/var/lib/rows")),
         ("redis://cache", StoreUrl((Address("cache", 6379),))),
         ("redis://cache:7000/3", StoreUrl((Address("cache", 7000),), database=3)),
         ("redis://a:1,b,[::1]:3", StoreUrl((Address("a", 1), Address("b"), Address("::1", 3)))),
@@ -40,6 +41,9 @@ def test_urls_of_every_form_are_read(url: str, parsed: StoreUrl) -> None:
         ("redis://a?timeout=3", "must be one of"),
         ("memory://x", "must be one of"),
         ("unix://", "must be one of"),
+        ("lmdb://", "must be one of"),
+        ("lmdb:///", "must be one of"),
+        ("lmdb://rows", "must be one of"),
         ("http://a", "must be one of"),
         ("cache:6379", "must be one of"),
     ],
@@ -56,6 +60,7 @@ def test_other_urls_are_refused_without_repeating_a_password(url: str, complaint
     "contradiction",
     [
         {"url": "redis://a", "password_env": "A", "password_file": "b"},
+        {"url": "lmdb:///a", "password_env": "A"},
         {"url": "redis://a", "tls_ca_file": "ca.pem"},
         {"url": "rediss://a", "tls_cert_file": "cert.pem"},
         {"shards": 0},

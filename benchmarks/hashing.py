@@ -43,8 +43,8 @@ __all__ = ["TAIL_JOB", "collided_share", "tail_samples", "variants"]
 
 SHARES = (0.5, 0.1, 0.02)
 """Rows of hash tables, of the dynamic table's."""
-PARTS_SHARE = 0.1
-"""Rows of multi-hash tables in all."""
+PARTS_SHARES = (0.5, 0.1)
+"""Rows of multi-hash tables in all, where they are as wide as the dynamic table's."""
 
 TAIL_SAMPLES = 200_000
 TAIL_IDS = 5_000_000
@@ -82,16 +82,18 @@ def variants(rows: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names and settings of the tables to compare with a dynamic one of `rows` rows."""
     for share in SHARES:
         yield f"hash, {share:.0%} of the rows", {"kind": "hash", "rows": max(int(share * rows), 1)}
-    total = int(PARTS_SHARE * rows)
-    for combine in ("add", "concat", "multiply"):
-        # Rows of `concat` are half as wide, so there are twice as many.
-        half = max(total if combine == "concat" else total // 2, 1)
-        yield f"quotient_remainder, {combine}", {"kind": "multi_hash", "rows": half, "combine": combine}
-    yield "2 hashes, add", {"kind": "multi_hash", "rows": max(total // 2, 1), "hashes": 2}
+    for share in PARTS_SHARES:
+        total, place = int(share * rows), f"{share:.0%} of the rows"
+        for combine in ("add", "concat", "multiply"):
+            # Rows of `concat` are half as wide, so there are twice as many.
+            half = max(total if combine == "concat" else total // 2, 1)
+            settings = {"kind": "multi_hash", "rows": half, "combine": combine}
+            yield f"quotient_remainder, {combine}, {place}", settings
+    yield f"2 hashes, add, {place}", {"kind": "multi_hash", "rows": max(total // 2, 1), "hashes": 2}
     # Where remainders are many, few ids share them, and the few quotients tell apart those that do.
     sizes = [max(total - total // 8, 1), max(total // 8, 1)]
-    yield "quotient_remainder 7:1, add", {"kind": "multi_hash", "rows": sizes}
-    yield "quotient_remainder 7:1, multiply", {"kind": "multi_hash", "rows": sizes, "combine": "multiply"}
+    uneven = {"kind": "multi_hash", "rows": sizes, "combine": "multiply"}
+    yield f"quotient_remainder 7:1, multiply, {place}", uneven
 
 
 def collided_share(hashing: Hashing, seed: int, table: str, ids: NDArray[np.uint64]) -> float:

@@ -11,7 +11,8 @@ import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import orjson
 from pydantic.fields import FieldInfo
@@ -132,6 +133,8 @@ def _type(field: FieldInfo) -> str:
         text = text.replace(old, new)
     if text.startswith("Literal["):
         text = " or ".join(f'"{v}"' for v in get_args(field.annotation))
+    elif get_origin(field.annotation) in (Union, UnionType) and "Annotated" in text:
+        text = " or ".join(_member_type(member) for member in get_args(field.annotation))
     elif "Annotated" in text:
         text = "list" if text.startswith("list") else "str"
     bounds = [
@@ -141,6 +144,17 @@ def _type(field: FieldInfo) -> str:
         if getattr(m, attribute, None) is not None
     ]
     return f"{text.replace('|', 'or')}{' ' if bounds else ''}{', '.join(bounds)}"
+
+
+def _member_type(annotation: Any) -> str:
+    """A member of a union as a person would write it, without its bounds."""
+    if get_origin(annotation) is Annotated:
+        return _member_type(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return " or ".join(f'"{v}"' for v in get_args(annotation))
+    if get_origin(annotation) is list:
+        return f"list[{_member_type(get_args(annotation)[0])}]"
+    return "nothing" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))
 
 
 def _default(field: FieldInfo) -> str:

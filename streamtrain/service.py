@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
@@ -15,7 +15,7 @@ from functools import partial
 from streamtrain import plugins
 from streamtrain.config import Job
 from streamtrain.dictionary.recorder import ValueRecorder
-from streamtrain.errors import ConfigError, Fenced, SourceError
+from streamtrain.errors import ConfigError, Fenced
 from streamtrain.exports import ExportRunner
 from streamtrain.health import Health
 from streamtrain.http import serve
@@ -27,9 +27,10 @@ from streamtrain.metrics import Metrics
 from streamtrain.outages import outlasted
 from streamtrain.ownership import Candidate, Ownership, TellsOwnership
 from streamtrain.pipeline import Feed
+from streamtrain.recovering import Recovering
 from streamtrain.restorer import Restorer, Stopped
 from streamtrain.samples.decoder import Decoder
-from streamtrain.sources import Positions, Source
+from streamtrain.sources import Source
 from streamtrain.sparse.optimizers import slots_of
 from streamtrain.sparse.wanted import rows_wanted
 from streamtrain.standby import Standby, claim
@@ -147,30 +148,16 @@ class Service:
 
         self._health.say("recovering")
         learner = await asyncio.to_thread(Learner, job)
-        restorer = Restorer(
-            learner,
-            log,
-            sequential=source.sequential,
-            rows=store is None,
-            stopped=self._stopping.is_set,
-        )
-        warming = asyncio.gather(asyncio.to_thread(learner.warm_up), asyncio.to_thread(decoder.warm_up))
+        stopped = self._stopping.is_set
+        rows = store is None
+        restorer = Restorer(learner, log, sequential=source.sequential, rows=rows, stopped=stopped)
+        recovering = Recovering(log, learner, restorer, source, job.source.kind, applier)
         # Compiling touches no state of the model, so it has the one core while rows are loaded on the other.
+        warming = asyncio.gather(asyncio.to_thread(learner.warm_up), asyncio.to_thread(decoder.warm_up))
         if job.failover is None:
-            record, _ = await asyncio.gather(self._recover(learner, log, source, applier, restorer), warming)
+            record, _ = await asyncio.gather(recovering.finish(self._health, self._metrics), warming)
         else:
-            standby = self._standby(log, source, restorer, stack)
-            await asyncio.gather(standby.follow(), warming)
-            await standby.until_owner()
-            # From here on the log is this daemon's own to collect.
-            await asyncio.to_thread(standby.close)
-            begin = time.monotonic()
-            self._health.say("taking over")
-            stack.enter_context(log.lock(takeover=True))
-            await claim(log, learner, restorer)
-            record = await self._recover(learner, log, source, applier, restorer)
-            self._metrics.takeover_seconds.set(taken_s := time.monotonic() - begin)
-            logger.info("took over at epoch %d in %.2f s", record.epoch, taken_s)
+            record = await self._take_over(recovering, warming, stack)
         letterbox = await self._open_letterbox(stack)
         head = Head(record)
         prefetch = None
@@ -199,15 +186,29 @@ class Service:
         logger.info("learning: epoch %d, %d samples so far", head.epoch, head.record.samples_total)
         return _Parts(head, feed, views, self._trainer)
 
-    def _standby(self, log: EpochLog, source: Source, restorer: Restorer, stack: AsyncExitStack) -> Standby:
-        assert self._job.failover is not None and isinstance(source, TellsOwnership), "the job was checked"
+    async def _take_over(
+        self, recovering: Recovering, warming: Awaitable[object], stack: AsyncExitStack
+    ) -> EpochRecord:
+        """Follows the log until this daemon owns the model, then makes the log its own."""
+        log, restorer = recovering.log, recovering.restorer
+        assert self._job.failover is not None and isinstance(recovering.source, TellsOwnership), (
+            "the job was checked"
+        )
         # The epoch that this daemon has, whether it follows or learns.
         candidate = Candidate(log.model.model_id, writer_name(), lambda: max(restorer.epoch, self._epoch))
-        self._ownership = source.ownership(self._job.failover, candidate)
+        self._ownership = recovering.source.ownership(self._job.failover, candidate)
         stack.push_async_callback(self._ownership.close)
-        standby = Standby(log, restorer, self._ownership, self._health, self._metrics)
-        stack.push_async_callback(asyncio.to_thread, standby.close)
-        return standby
+        async with Standby(log, restorer, self._ownership, self._health, self._metrics) as standby:
+            await asyncio.gather(standby.follow(), warming)
+            await standby.until_owner()
+        begin = time.monotonic()
+        self._health.say("taking over")
+        stack.enter_context(log.lock(takeover=True))
+        await claim(log, recovering.learner, restorer)
+        record = await recovering.finish(self._health, self._metrics)
+        self._metrics.takeover_seconds.set(taken_s := time.monotonic() - begin)
+        logger.info("took over at epoch %d in %.2f s", record.epoch, taken_s)
+        return record
 
     async def _open_store(self, log: EpochLog, stack: AsyncExitStack) -> Store | None:
         store = open_store(self._job.store)
@@ -255,41 +256,6 @@ class Service:
             name = settings.kind if settings.kind not in runners else f"{settings.kind}-{number}"
             runners[name] = ExportRunner(log, exporter)
         return runners
-
-    async def _recover(
-        self,
-        learner: Learner,
-        log: EpochLog,
-        source: Source,
-        applier: StoreApplier | None,
-        restorer: Restorer,
-    ) -> EpochRecord:
-        """Brings the model and the store to the log's head, and the source to its positions."""
-        last = await asyncio.to_thread(restorer.catch_up)
-        if last is None:
-            # Where reading starts is durable before the first sample: "latest" means the same after a crash.
-            positions = await self._start_source(source, None)
-            genesis = dataclasses.replace(
-                learner.genesis(positions, source.identity),
-                committed_at_ms=time.time_ns() // 1_000_000,
-                writer=writer_name(),
-            )
-            log.append(genesis)
-            last = await asyncio.to_thread(restorer.catch_up)
-            assert last is not None, "it was just appended"
-        else:
-            await self._start_source(source, last.positions, learner.source)
-            learner.source = source.identity
-            logger.info("recovered epoch %d: %d samples", last.epoch, last.samples_total)
-        if applier is not None:
-            await outlasted(partial(applier.catch_up, last.epoch), self._health, self._metrics)
-        return last
-
-    async def _start_source(
-        self, source: Source, positions: Positions | None, identity: str = ""
-    ) -> dict[str, int]:
-        with plugins.blamed(SourceError, f"source {self._job.source.kind!r}: start"):
-            return await source.start(positions, identity)
 
     def _announcer(self, head: Head) -> Callable[[EpochRecord, str], None]:
         """What the writer thread calls when a record is durable: it moves the head, on the loop."""

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
+from typing import Self
 
 from streamtrain.errors import Fenced, LogError, RegistrationRefused
 from streamtrain.health import Health
@@ -30,6 +31,8 @@ _CLAIMS_MAX = 10
 class Standby:
     """Waits for the model, with a copy of it that is an epoch behind at most. Writes nothing.
 
+    A context manager: in it, the log keeps what this standby still needs.
+
     Args:
       log: read.
       restorer: follows it.
@@ -44,6 +47,14 @@ class Standby:
         self._health, self._metrics = health, metrics
         self._registration: Registration | None = None
         self._failing = self._refused = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # As the owner, or as none any more: what this standby held is collected again.
+        if self._registration is not None:
+            await asyncio.to_thread(self._registration.leave)
 
     async def until_owner(self) -> None:
         """Joins the other daemons, and follows the log until this one owns.
@@ -65,7 +76,7 @@ class Standby:
         logger.info("this daemon owns the model now, after %.1f s of standing by", time.monotonic() - begin)
 
     async def follow(self) -> None:
-        """Goes on to the head of the log, as far as that can be read; nothing that it still needs is collected."""
+        """Goes on to the head of the log, as far as that can be read."""
         try:
             await asyncio.to_thread(self._register)
             await asyncio.to_thread(self._restorer.catch_up)
@@ -81,11 +92,6 @@ class Standby:
         self._metrics.standby_epoch.set(self._restorer.epoch)
         self._metrics.standby_lag_epochs.set(lag)
 
-    def close(self) -> None:
-        """Lets the log collect again what this standby held. Safe to call twice. Blocks on the disk."""
-        if self._registration is not None:
-            self._registration.leave()
-
     def _register(self) -> None:
         if self._registration is None and not self._refused:
             try:
@@ -95,6 +101,7 @@ class Standby:
                 logger.warning("%s", error)
 
     def _lag(self) -> int:
+        """Says how far it is, and tells how many epochs are left."""
         if self._registration is not None and self._restorer.epoch >= 0:
             self._registration.advance(self._restorer.epoch)
         head = self._log.head()

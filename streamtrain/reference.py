@@ -78,6 +78,7 @@ def write_reference() -> str:
             parts += _section("[training.bad_samples.dead_letters.connection]", KafkaConnection, level=3)
     dictionary = _members(_Fixed.model_fields["reverse_dictionary"].annotation)[0]
     parts += _section("[reverse_dictionary.SLOT]", dictionary)
+    parts += _section("[failover]", _members(_Fixed.model_fields["failover"].annotation)[0])
     parts += ["## [[exports]]\n", "Any number of them; `kind` names an exporter.\n"]
     for name in plugins.names("exporters"):
         parts += _section(f'[[exports]] kind = "{name}"', plugins.load("exporters", name).Settings, level=3)

@@ -14,7 +14,7 @@ class LogSettings(Settings):
     """Where the epoch log is, how often an epoch is cut, and how much of the past stays."""
 
     path: str = Field(min_length=1)
-    """Directory of the log, on a local file system with hard links (ext4, xfs). Made where it is missing."""
+    """Directory of the log, on a file system with hard links (ext4, xfs; shared, for failover). Made where it is missing."""
     epoch_interval_s: float = Field(default=1.0, ge=0.05, le=3600)
     """How often what was learned becomes durable and visible to the store, exports and serving."""
     base_every_epochs: int = Field(default=300, ge=1, le=1_000_000)

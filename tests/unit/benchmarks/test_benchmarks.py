@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.__main__ import options_of
 from benchmarks.freshness import Epoch, ages, overrides, percentiles
+from benchmarks.failover import options_of as failover_options
 from benchmarks.freshness import options_of as freshness_options
 from benchmarks.harness import Usage, counters, rows_as_text, stage_shares
 from benchmarks.model import SLOTS, job_text, sample_lines, shares, write_model
@@ -155,6 +156,7 @@ def test_command_lines_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
         lambda: options_of(["nothing"]),
         lambda: freshness_options(["--rate", "0"]),
         lambda: recovery_options(["--rows", "1"]),
+        lambda: failover_options(["--session-timeout", "5"]),
     ):
         with pytest.raises(SystemExit):
             refused()

@@ -50,7 +50,9 @@ async def learned(made: Job, *script: Chunk) -> EpochLog:
     await asyncio.wait_for(service.run(), 60)
     ScriptedSource.script = ()
     for name in TABLES:
-        shown = service._metrics.registry.get_sample_value("streamtrain_table_collided_ratio", {"table": name})
+        shown = service._metrics.registry.get_sample_value(
+            "streamtrain_table_collided_ratio", {"table": name}
+        )
         assert shown is not None and 0 < shown < 1
     return EpochLog.open(made.log.path)
 

@@ -81,6 +81,18 @@ class Metrics:
             "Share of ids that share all rows with another, estimated from the rows in memory, by hashed table.",
             "table",
         )
+        self.feature_events = self._counter(
+            "feature_events",
+            "Ids admitted, lookups of ids without a row (refused), rows expired by reason, by table.",
+            "table",
+            "event",
+        )
+        self.admission = self._gauge(
+            "admission",
+            "Of the admission filter: fill and saturated (shares), candidates, halvings.",
+            "table",
+            "figure",
+        )
         self.store_epoch = self._gauge(
             "store_applied_epoch", "Epoch that every shard of the store has applied."
         )
@@ -107,6 +119,13 @@ class Metrics:
     def _histogram(self, name: str, text: str, first: float, count: int) -> Histogram:
         buckets = [first * 2**i for i in range(count)]
         return Histogram(f"streamtrain_{name}", text, buckets=buckets, registry=self.registry)
+
+    def show_features(self, table: str, events: Mapping[str, int], figures: Mapping[str, float]) -> None:
+        """Adds what happened to a table's ids since it was told last, and sets its filter's gauges."""
+        for event, count in events.items():
+            self.feature_events.labels(table, event).inc(count)
+        for figure, value in figures.items():
+            self.admission.labels(table, figure).set(value)
 
     def show_quality(self, over: str, qualities: Mapping[str, Quality]) -> None:
         """Sets the gauges of every label for `over` = `total` or `window`."""

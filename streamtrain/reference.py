@@ -24,7 +24,8 @@ from streamtrain.dead_letters.settings import AnyDeadLetters
 from streamtrain.kafka_connection import KafkaConnection
 from streamtrain.samples.schema import AnySlot
 from streamtrain.settings import Settings
-from streamtrain.sparse.settings import RowSettings
+from streamtrain.sparse.lifecycle_settings import OwnAdmission
+from streamtrain.sparse.settings import RowSettings, TableSettings
 
 __all__ = ["write_reference"]
 
@@ -60,6 +61,13 @@ def write_reference() -> str:
     for key in ("optimizer", "init"):
         for member in _members(RowSettings.model_fields[key].annotation):
             parts += _section(f'[tables.NAME.{key}] kind = "{_kind(member)}"', member, level=3)
+    for member in _members(TableSettings.model_fields["admission"].annotation):
+        kind = "module:Class" if member is OwnAdmission else _kind(member)
+        parts += _section(f'[tables.NAME.admission] kind = "{kind}"', member, level=3)
+    for key in ("expiry", "decay"):
+        parts += _section(
+            f"[tables.NAME.{key}]", _members(TableSettings.model_fields[key].annotation)[0], level=3
+        )
     parts += [
         "## [model]\n",
         "`kind` names a built-in model or `module:Class`; see [models.md](models.md).\n",

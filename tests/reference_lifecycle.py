@@ -176,7 +176,9 @@ class ReferenceTable:
         periods = step // decay.every_steps - (step - age) // decay.every_steps
         of_weights, of_slots = (f32(power(f, periods)) for f in (decay.weights, decay.slots))
         state = {
-            name: values if name == "t" and isinstance(self.settings.optimizer, Adam) else [v * of_slots for v in values]
+            name: values
+            if name == "t" and isinstance(self.settings.optimizer, Adam)
+            else [v * of_slots for v in values]
             for name, values in row.state.items()
         }
         return Row([w * of_weights for w in row.weights], state, row.count, row.last_step)

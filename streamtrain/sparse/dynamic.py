@@ -56,7 +56,7 @@ class DynamicTable:
         self._tidy = self.admission is not None or settings.expiry is not None or settings.decay is not None
         self._united = Uniter().unite(NO_IDS)
         self._step_rows, self._inserted, self._refused = NO_ROWS, NO_IDS, 0
-        self._counts: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,8 +96,8 @@ class DynamicTable:
         self.rows.keep_learned(self._step_rows)
         if self.admission is not None:
             self.admission.keep()
-            self._counts["admitted"] += len(self._inserted)
-            self._counts["refused"] += self._refused
+            self._events["admitted"] += len(self._inserted)
+            self._events["refused"] += self._refused
 
     def undo(self) -> None:
         self.rows.undo_learned(self._step_rows)
@@ -122,10 +122,11 @@ class DynamicTable:
             self.rows.fade(rows, step)
             gone, reasons = expired(self._expiry, self._rule, rows, step)
             self.rows.remove(rows.ids[gone])
-            self._counts.update({f"expired_{reason}": count for reason, count in reasons.items()})
+            self._events.update({f"expired_{reason}": count for reason, count in reasons.items()})
 
-    def counts(self) -> Mapping[str, int]:
-        return dict(self._counts)
+    def take_events(self) -> Mapping[str, int]:
+        events, self._events = dict(self._events), Counter()
+        return events
 
     def lookup(self, ids: NDArray[np.uint64]) -> NDArray[np.float32]:
         return self.rows.lookup(ids)

@@ -110,7 +110,7 @@ class HashedTable:
     def end(self, step: int) -> None:
         """Nothing: rows of fixed number do not go."""
 
-    def counts(self) -> Mapping[str, int]:
+    def take_events(self) -> Mapping[str, int]:
         return {}
 
     def keep(self) -> None:

@@ -84,8 +84,8 @@ class TableKind(Lookup, Protocol):
     def end(self, step: int) -> None:
         """The step is over, whether it was kept or taken back: what is done on a schedule of steps."""
 
-    def counts(self) -> Mapping[str, int]:
-        """What happened to ids since the table was made, by name: `admitted`, `refused`, `expired_age`, ..."""
+    def take_events(self) -> Mapping[str, int]:
+        """What happened to ids since the last call: `admitted`, `refused`, `expired_age`, `expired_norm`, `expired_rule`."""
 
     def cut(self) -> TableRows:
         """What changed since the last cut, as copies: absolute rows and tombstones."""

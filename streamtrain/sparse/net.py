@@ -247,6 +247,11 @@ class SparseNet:
         found = self._banks[table].table
         return found.collisions if isinstance(found, HashedTable) else None
 
+    def take_figures(self, table: str) -> tuple[Mapping[str, int], Mapping[str, float]]:
+        """What happened to a table's ids since the last call, by event; and what its admission filter holds now."""
+        asked = self.tables[table]
+        return asked.take_events(), {} if asked.admission is None else asked.admission.gauges()
+
     def export(self, table: str) -> TableRows:
         """A copy of all rows of a table."""
         return self._banks[table].table.export()

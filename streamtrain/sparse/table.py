@@ -93,7 +93,7 @@ class EmbeddingTable:
         vector = np.zeros((1, self.dim), np.float32)
         if unadmitted == "initial":
             shared = Initializer(self._init, self._seed, self.name, shared=True)
-            shared.fill(vector, self.dim, np.zeros(1, np.uint64), np.zeros(1, np.int32), np.ones(1, np.bool_))
+            shared.fill(vector, self.dim, as_input(np.zeros(1), np.uint64), np.zeros(1, np.int32), np.ones(1, np.bool_))
         return vector[0]
 
     def __len__(self) -> int:

@@ -188,6 +188,7 @@ class Trainer:
         for name in record.tables:
             self._metrics.table_rows.labels(name).set(self._learner.sparse.rows(name))
             self._metrics.table_bytes.labels(name).set(self._learner.sparse.memory_bytes(name))
+            self._metrics.show_features(name, *self._learner.sparse.take_figures(name))
             if (shared := self._learner.sparse.collisions(name)) is not None:
                 self._metrics.table_collided.labels(name).set(shared.collided)
         self._metrics.show_quality("total", self._learner.prequential.total())

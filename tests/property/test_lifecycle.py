@@ -14,7 +14,6 @@ from pydantic import TypeAdapter
 from streamtrain.layout import Layout
 from streamtrain.log.record import FilterRows, TableRows
 from streamtrain.samples.schema import Schema
-from streamtrain.sparse.decay import RowDecay
 from streamtrain.sparse.lifecycle_settings import AnyAdmission, Decay, Expiry
 from streamtrain.sparse.net import SparseNet
 from streamtrain.sparse.settings import TableSettings
@@ -29,8 +28,20 @@ ADMISSIONS: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},
     "count": {"kind": "count", "threshold": 3, "ids_max": 100},
     "crowded": {"kind": "count", "threshold": 4, "ids_max": 7, "halve_every_steps": 5},
-    "bloom": {"kind": "counting_bloom", "threshold": 3, "expected_ids": 40, "error": 0.1, "halve_every_steps": 6},
-    "saturated": {"kind": "counting_bloom", "threshold": 255, "expected_ids": 1, "error": 0.5, "halve_every_steps": 40},
+    "bloom": {
+        "kind": "counting_bloom",
+        "threshold": 3,
+        "expected_ids": 40,
+        "error": 0.1,
+        "halve_every_steps": 6,
+    },
+    "saturated": {
+        "kind": "counting_bloom",
+        "threshold": 255,
+        "expected_ids": 1,
+        "error": 0.5,
+        "halve_every_steps": 40,
+    },
     "probability": {"kind": "probability", "p": 0.3},
 }
 EXPIRIES: dict[str, Expiry | None] = {
@@ -54,7 +65,9 @@ MINIBATCHES = st.lists(
 )
 
 
-def table(admission: str, expiry: str = "never", decay: str = "never", optimizer: str = "adagrad") -> TableSettings:
+def table(
+    admission: str, expiry: str = "never", decay: str = "never", optimizer: str = "adagrad"
+) -> TableSettings:
     rule: AnyAdmission = TypeAdapter(AnyAdmission).validate_python(ADMISSIONS[admission])
     fades = DECAYS[decay]
     if fades is not None and optimizer == "ftrl":
@@ -92,7 +105,9 @@ class Disk:
     def restart(self, made: TableSettings) -> SparseNet:
         net = SparseNet(LAYOUT, {"t": made}, SEED)
         empty = net.export("t")
-        order = sorted(self.rows, reverse=True)  # Another order than that of learning: no row number may matter.
+        order = sorted(
+            self.rows, reverse=True
+        )  # Another order than that of learning: no row number may matter.
         columns = [
             np.array([self.rows[id][c] for id in order], column.dtype).reshape(len(order), *column.shape[1:])
             for c, column in enumerate((empty.weights, empty.slots, empty.counts, empty.last_steps))
@@ -164,4 +179,3 @@ def test_a_net_does_what_its_slow_twin_does_through_quarantine_cuts_and_restarts
         assert_same_bits(weights, np.array(row.weights, np.float32))
         assert_same_bits(slots, np.array(row.slots(made.optimizer.kind), np.float32))
         assert (count, last_step) == (row.count, row.last_step)
-

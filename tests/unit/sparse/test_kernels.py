@@ -13,9 +13,10 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 import streamtrain.sparse
-from streamtrain.log.record import TableRows
+from streamtrain.log.record import FilterRows, TableRows
 from streamtrain.sparse.net import SparseNet
 from streamtrain.sparse.reader import SparseReader
+from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.tables import AnyTable, HashTable, MultiHashTable
 from tests.unit.sparse.cases import LAYOUT, OPTIMIZERS, random_batch, random_gradients, table_settings
 
@@ -52,8 +53,21 @@ def test_a_plain_import_of_the_settings_does_not_import_numba() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+LIVES = (
+    {"admission": {"kind": "count", "threshold": 2, "halve_every_steps": 2}, "expiry": {"after_steps": 2}},
+    {
+        "admission": {"kind": "counting_bloom", "threshold": 2, "expected_ids": 500, "halve_every_steps": 2},
+        "expiry": {"norm_min": 0.1},
+        "decay": {"every_steps": 2, "weights": 0.9, "slots": 0.9},
+    },
+    {"admission": {"kind": "probability", "p": 0.5}, "decay": {"every_steps": 2, "slots": 0.9}},
+)
 TABLES: tuple[Mapping[str, AnyTable], ...] = (
     *map(table_settings, OPTIMIZERS.values()),
+    *(
+        {name: TableSettings.model_validate({"dim": dim} | life) for name, dim in (("user", 3), ("item", 18))}
+        for life in LIVES
+    ),
     {
         "user": HashTable(kind="hash", dim=3, rows=500),
         "item": MultiHashTable(kind="multi_hash", dim=18, rows=[90, 70], combine="multiply"),
@@ -86,6 +100,11 @@ def check_warm_up(tables: Mapping[str, AnyTable]) -> None:
         pooled, sequences = random_gradients(rng, 64)
         pooled.flags.writeable = False
         net.backward(pooled, {name: frozen(gradient) for name, gradient in sequences.items()}, step)
+    filters = {
+        name: FilterRows(*map(frozen, (part.ids, part.values, part.tombstones)))
+        for name, part in net.cut_filters()[0].items()
+    }
+    SparseNet(LAYOUT, tables, 1).load_filters(filters, {})
     net.forward(batch, 3, 64)
     assert not net.backward(np.full_like(pooled, np.nan), sequences, 3)
     rows = {name: TableRows(*map(frozen, columns(rows))) for name, rows in net.cut().items()}

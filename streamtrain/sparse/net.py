@@ -167,7 +167,7 @@ class SparseNet:
     @property
     def needs_history(self) -> bool:
         """Whether all records since a base are needed to become the model, though its rows are in a store."""
-        return bool(self.resident)
+        return bool(self.resident or self._rules())
 
     def cut_filters(self) -> tuple[dict[str, FilterRows], dict[str, np.ndarray]]:
         """What changed of the admission filters since the last cut, by table, and all else that rules remember, whole."""

@@ -53,7 +53,10 @@ class Child:
     @property
     def text(self) -> str:
         """What it has printed."""
-        return self.output.read_text(errors="replace")
+        try:
+            return self.output.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""  # it was asked for, and the nursery has not come to it yet
 
     def signal(self, number: int) -> None:
         """Sends a signal; nothing where it has ended."""

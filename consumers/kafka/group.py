@@ -123,11 +123,17 @@ class GroupMember:
 
     async def leave(self) -> None:
         """Leaves the group and disconnects, within a few CLOSE_TIMEOUT_S. `run` must have ended."""
-        if self._at is not None and self._member_id:
-            leaving = self._ask(LeaveGroupRequest(self._settings.group_id, self._member_id), CLOSE_TIMEOUT_S)
-            if error := await bounded(leaving, CLOSE_TIMEOUT_S):
-                logger.warning("could not leave group %s: %r", self._settings.group_id, error)
+        if not self._joined:
+            # A join without an answer holds its connection up: the broker would read what follows after it.
+            await self._disconnect()
+        if self._member_id and (error := await bounded(self._leave(), CLOSE_TIMEOUT_S)):
+            logger.warning("could not leave group %s: %r", self._settings.group_id, error)
         await self._disconnect()
+
+    async def _leave(self) -> None:
+        if self._at is None:
+            self._at = await self._connect()
+        await self._ask(LeaveGroupRequest(self._settings.group_id, self._member_id), CLOSE_TIMEOUT_S)
 
     async def _take_part(self) -> None:
         if self._at is None:

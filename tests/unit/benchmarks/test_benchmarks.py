@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import options_of
-from benchmarks.freshness import Epoch, ages, overrides, percentiles
 from benchmarks.failover import options_of as failover_options
+from benchmarks.freshness import Epoch, ages, overrides, percentiles
 from benchmarks.freshness import options_of as freshness_options
 from benchmarks.harness import Usage, counters, rows_as_text, stage_shares
 from benchmarks.model import SLOTS, job_text, sample_lines, shares, write_model

@@ -136,6 +136,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
             f"  {n}: {t['rows']:,} rows of dim {t['dim']}, {t['bytes'] / 1e6:,.1f} MB"
             for n, t in found["tables"].items()
         ),
+        *(
+            f"  {n}, admission filter: {f['entries']:,} entries, {f['bytes'] / 1e6:,.1f} MB"
+            for n, f in found["filters"].items()
+        ),
     ]
     if found["readers"]:
         lines += ["readers", *(_reader(reader) for reader in found["readers"])]

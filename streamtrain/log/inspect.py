@@ -31,6 +31,7 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
       `path`, `name`, `model_id`, `created_at_ms`, `migrated` (see `ModelDescription`); `epoch` (None of an empty log), `samples` learned in all, `steps`,
       `bad_samples`, `quarantined_minibatches`, `quarantined_samples`, `undone_samples` (by rollbacks), `positions`,
       `watermark_ms`, `committed_at_ms`; `tables` (by name: `rows`, `dim`, `bytes`);
+      `filters` (of tables whose admission has one: `entries`, which are ids or blocks, and their `bytes`);
       `epochs` kept (`first`, `last`, `count`), `bases`, `bytes` on disk;
       `readers` that are registered (`name`, `kind`, `host`, `pid`, `epoch` or None, epochs `behind`, `renewed_at_ms`); `lost`: the gaps that the source skipped, see
       `losses_of`; `lineage`.
@@ -59,6 +60,7 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
         "watermark_ms": None if last is None else last.watermark_ms,
         "committed_at_ms": None if last is None else last.committed_at_ms,
         "tables": records.tables(),
+        "filters": records.filters(),
         "epochs": {
             "first": epochs[0] if epochs else None,
             "last": epochs[-1] if epochs else None,
@@ -95,6 +97,18 @@ class _Records:
             rows = len(merge(self._ids(name))[0])
             tables[name] = {"rows": rows, "dim": dim, "bytes": rows * (16 + 4 * (dim + slots))}
         return tables
+
+    def filters(self) -> dict[str, dict[str, int]]:
+        """By table, what its admission filter holds."""
+        widths: dict[str, int] = {}
+        for record in self:
+            widths |= {name: part.values.shape[1] for name, part in record.filters.items()}
+        found = {}
+        for name, width in sorted(widths.items()):
+            parts = (record.filters[name] for record in self if name in record.filters)
+            entries = len(merge((part.ids, part.tombstones) for part in parts)[0])
+            found[name] = {"entries": entries, "bytes": entries * (8 + width)}
+        return found
 
     def _ids(self, table: str) -> Iterator[_Ids]:
         for record in self:

@@ -16,6 +16,7 @@ from streamtrain.errors import ConfigError
 from streamtrain.identity import check_same_model
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.fold import fold
+from streamtrain.log.inspect import inspect
 from streamtrain.log.record import EpochRecord, FilterRows, TableRows
 from streamtrain.log.recovery import recover
 from streamtrain.log.rollback import rollback
@@ -118,6 +119,7 @@ async def test_what_recovers_is_folded_and_replayed_is_the_same_with_its_filter(
     assert held([base]) == (rows, blocks)
     assert base.filters["main"].ids.tolist() == sorted(blocks)
     assert verify(log.path).ok
+    assert inspect(log.path)["filters"] == {"main": {"entries": len(blocks), "bytes": 72 * len(blocks)}}
 
     by_base, by_epochs = (Learner(job(tmp_path)) for _ in range(2))
     by_base.restore([base], sequential=False)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from streamtrain.errors import EpochMissing
+from streamtrain.log.headstart import Headstart
 from streamtrain.log.lineage import losses_of
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
@@ -32,6 +33,7 @@ class Restorer:
       rows: False where rows come from a store on demand: then the newest record says it all, unless a table's admission or
         expiry needs what the records before it hold.
       stopped: asked before each record.
+      headstart: has begun to read the newest base, for who wants all rows.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Restorer:
         sequential: bool,
         rows: bool,
         stopped: Callable[[], bool] = lambda: False,
+        headstart: Headstart | None = None,
     ) -> None:
-        self._learner, self._log, self._stopped = learner, log, stopped
+        self._learner, self._log, self._stopped, self._headstart = learner, log, stopped, headstart
         self._sequential, self._rows = sequential, rows
         self._every_record = rows or learner.sparse.needs_history
         self._last: EpochRecord | None = None
@@ -106,7 +109,7 @@ class Restorer:
             )
 
         if self._every_record:
-            self._note(restored(self._log, restore))
+            self._note(restored(self._log, restore, headstart=self._headstart))
         else:
             self._note(restore(iter([self._newest()])))
 

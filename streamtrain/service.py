@@ -22,6 +22,7 @@ from streamtrain.http import serve
 from streamtrain.identity import check_same_model
 from streamtrain.letterbox import Letterbox, sink_of
 from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.headstart import Headstart
 from streamtrain.log.record import EpochRecord
 from streamtrain.metrics import Metrics
 from streamtrain.outages import outlasted
@@ -67,12 +68,18 @@ class Service:
       job: everything it needs to know.
       until_end: stop after what the source holds now.
       on_commit: called on the loop with each durable record.
+      headstart: has begun to read the newest base of the job's log.
     """
 
     def __init__(
-        self, job: Job, *, until_end: bool = False, on_commit: Callable[[EpochRecord], None] | None = None
+        self,
+        job: Job,
+        *,
+        until_end: bool = False,
+        on_commit: Callable[[EpochRecord], None] | None = None,
+        headstart: Headstart | None = None,
     ) -> None:
-        self._job, self._until_end, self._on_commit = job, until_end, on_commit
+        self._job, self._until_end, self._on_commit, self._headstart = job, until_end, on_commit, headstart
         self._metrics = Metrics()
         self._health = Health()
         self._stopping = asyncio.Event()
@@ -150,7 +157,14 @@ class Service:
         learner = await asyncio.to_thread(Learner, job)
         stopped = self._stopping.is_set
         rows = store is None
-        restorer = Restorer(learner, log, sequential=source.sequential, rows=rows, stopped=stopped)
+        restorer = Restorer(
+            learner,
+            log,
+            sequential=source.sequential,
+            rows=rows,
+            stopped=stopped,
+            headstart=self._headstart,
+        )
         recovering = Recovering(log, learner, restorer, source, job.source.kind, applier)
         # Compiling touches no state of the model, so it has the one core while rows are loaded on the other.
         warming = asyncio.gather(asyncio.to_thread(learner.warm_up), asyncio.to_thread(decoder.warm_up))

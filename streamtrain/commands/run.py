@@ -30,20 +30,24 @@ def run(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: wished.set())
 
-    import uvloop
-
     from streamtrain.config import load_job
-    from streamtrain.dense.compiled import keep_compiled
+    from streamtrain.log.headstart import Headstart
     from streamtrain.logs import configure_logging
-    from streamtrain.service import Service
 
     job = load_job(arguments.config)
     configure_logging(job.logging, job.name)
+    headstart = Headstart(job.log.path) if job.store.url == "memory://" else None
+
+    # What takes a second to import, beside the check of the base.
+    import uvloop
+
+    from streamtrain.dense.compiled import keep_compiled
+    from streamtrain.service import Service
 
     keep_compiled(job.training.compiled_cache)
 
     async def main() -> None:
-        service = Service(job, until_end=arguments.until_end)
+        service = Service(job, until_end=arguments.until_end, headstart=headstart)
         if wished.is_set():
             service.stop()
         last = await service.run()

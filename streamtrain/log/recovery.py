@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from streamtrain.errors import EpochMissing
+from streamtrain.log.headstart import Headstart
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
 
@@ -37,11 +38,16 @@ class Recovered:
     watermark_ms: int | None
 
 
-def recover(log: LogReader, upto: int | None = None) -> Iterator[EpochRecord]:
+def recover(
+    log: LogReader, upto: int | None = None, headstart: Headstart | None = None
+) -> Iterator[EpochRecord]:
     """Yields the newest base, if any, then each epoch after it, up to `upto` or the head. Nothing of an empty log.
 
     Applying the records in order gives the model as it was at the last of them. Each holds mapped memory: let go of it
     before taking the next.
+
+    Args:
+      headstart: has begun to read the base, probably.
 
     Raises:
       CorruptRecord: a file is damaged or does not follow the one before; the message says the remedy.
@@ -55,7 +61,7 @@ def recover(log: LogReader, upto: int | None = None) -> Iterator[EpochRecord]:
         raise EpochMissing(f"{log.path} has no epoch {last} yet: its newest is {head}")
     base = _newest_base(log, last)
     if base >= 0:
-        yield log.read_base(base)
+        yield log.read_base(base) if headstart is None else headstart.take(log, base)
     for epoch in range(base + 1, last + 1):
         yield log.read(epoch)
 
@@ -112,7 +118,10 @@ class Timed:
 
 
 def restored(
-    log: LogReader, restore: Callable[[Iterator[EpochRecord]], Model], upto: int | None = None
+    log: LogReader,
+    restore: Callable[[Iterator[EpochRecord]], Model],
+    upto: int | None = None,
+    headstart: Headstart | None = None,
 ) -> Model:
     """What `restore` makes of the records of `recover`.
 
@@ -124,7 +133,7 @@ def restored(
     base = _newest_base(log, upto)
     while True:
         try:
-            return restore(recover(log, upto))
+            return restore(recover(log, upto, headstart))
         except EpochMissing:
             newer = _newest_base(log, upto)
             if newer == base:

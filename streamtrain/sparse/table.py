@@ -316,7 +316,7 @@ class EmbeddingTable:
         self._arena.scatter(rows, values, ~fresh)
         if dirty:
             self._dirty.mark(rows)
-        else:
+        elif len(self._removed):
             self._removed.remove(values.ids)
 
     def insert_missing(self, values: TableRows) -> int:

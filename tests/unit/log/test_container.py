@@ -133,3 +133,18 @@ def test_a_header_that_lies_is_refused_even_with_a_right_digest(tmp_path: Path, 
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(CorruptRecord, match=str(path)):
         Container(path, check=False)
+
+
+@pytest.mark.parametrize("chunk", [256, 1000, 4096])
+def test_a_file_of_many_chunks_is_checked_to_its_last_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("streamtrain.log.container._CHUNK_BYTES", chunk)
+    path = tmp_path / "f"
+    store(path, {}, {"x": np.arange(5000, dtype=np.uint8)})
+    np.testing.assert_array_equal(Container(path).tensors["x"], np.arange(5000, dtype=np.uint8))
+    whole = path.read_bytes()
+    for at in (len(whole) - 1, len(whole) - chunk, chunk + DIGEST_OFFSET, chunk):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CorruptRecord, match="SHA-256"):
+            Container(path)

@@ -1,16 +1,23 @@
-"""Reading one record ahead, and telling where the time of a recovery goes."""
+"""Reading records ahead, the base even before recovery begins, and telling where the time of a recovery goes."""
 
 from __future__ import annotations
 
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
 from streamtrain.errors import CorruptRecord
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.fold import fold
+from streamtrain.log.format import content_digest
+from streamtrain.log.headstart import Headstart
+from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
-from streamtrain.log.recovery import Timed, ahead
-from tests.reference_log import epoch_record
+from streamtrain.log.recovery import Timed, ahead, recover
+from tests.reference_log import append_epochs, epoch_record
 
 
 def numbered(count: int) -> Iterator[EpochRecord]:
@@ -67,3 +74,79 @@ def test_time_is_told_of_the_first_record_and_of_the_rest(monkeypatch: pytest.Mo
     assert str(timed) == (
         "3 records: the first read in 1.000 s, loaded in 2.000 s; the rest waited for 1.000 s, loaded in 1.000 s"
     )
+
+
+def based(directory: Path) -> EpochLog:
+    """A log with epochs 0 to 4 and the base of epoch 2."""
+    log = EpochLog.create(directory / "log", "clicks", {"seed": 1})
+    append_epochs(log, 2)
+    fold(log.path)
+    append_epochs(log, 4)
+    return log
+
+
+def finished(path: Path) -> Headstart:
+    """One that has read what it reads."""
+    headstart = Headstart(path)
+    for thread in threading.enumerate():
+        if thread.name == "headstart":
+            thread.join()
+    return headstart
+
+
+def same(found: Iterable[EpochRecord], expected: Iterable[EpochRecord]) -> bool:
+    return list(map(content_digest, found)) == list(map(content_digest, expected))
+
+
+def test_a_base_that_is_read_beforehand_recovers_the_same_records_and_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, read = based(tmp_path), []
+    expected = list(recover(log))
+    real = LogReader.read_base
+
+    def counted(reader: LogReader, epoch: int) -> EpochRecord:
+        read.append(epoch)
+        return real(reader, epoch)
+
+    monkeypatch.setattr(LogReader, "read_base", counted)
+    headstart = Headstart(log.path)
+    assert same(recover(log, headstart=headstart), expected)
+    assert read == [2]
+    assert same(recover(log, headstart=headstart), expected), "a second recovery reads for itself"
+
+
+def test_a_newer_base_than_the_one_read_beforehand_is_the_one_that_counts(tmp_path: Path) -> None:
+    log = based(tmp_path)
+    headstart = finished(log.path)
+    fold(log.path)
+    assert [record.epoch for record in recover(log, headstart=headstart)] == [4]
+
+
+def test_a_damaged_base_is_told_of_by_recovery_as_ever(tmp_path: Path) -> None:
+    log = based(tmp_path)
+    content = bytearray(log.base_path(2).read_bytes())
+    content[-1] ^= 1
+    log.base_path(2).write_bytes(content)
+    with pytest.raises(CorruptRecord) as expected:
+        next(recover(log))
+    with pytest.raises(CorruptRecord) as found:
+        next(recover(log, headstart=Headstart(log.path)))
+    assert str(found.value) == str(expected.value)
+
+
+def test_a_log_that_is_not_there_when_its_base_is_to_be_read_is_no_fault(tmp_path: Path) -> None:
+    headstart = finished(tmp_path / "log")
+    log = based(tmp_path)
+    assert same(recover(log, headstart=headstart), recover(log))
+
+
+def test_a_base_of_another_model_that_stood_there_before_is_not_taken(tmp_path: Path) -> None:
+    other = based(tmp_path)
+    headstart = finished(other.path)
+    shutil.rmtree(other.path)
+    log = EpochLog.create(other.path, "clicks", {"seed": 1})
+    append_epochs(log, 2, bad_samples=7)
+    fold(log.path)
+    (base,) = recover(log, headstart=headstart)
+    assert content_digest(base) == content_digest(log.read_base(2))

@@ -74,7 +74,7 @@ class Recovering:
             committed_at_ms=time.time_ns() // 1_000_000,
             writer=writer_name(),
         )
-        self.log.append(genesis)
+        await asyncio.to_thread(self.log.append, genesis)
         last = await asyncio.to_thread(self.restorer.catch_up)
         assert last is not None, "it was just appended"
         return last

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import threading
 import time
 from typing import Self
 
-from streamtrain.errors import Fenced, LogError, RegistrationRefused
+from streamtrain.errors import EpochMissing, Fenced, LogError, RegistrationRefused
 from streamtrain.health import Health
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.readers import Registration
@@ -45,16 +46,16 @@ class Standby:
     ) -> None:
         self._log, self._restorer, self._ownership = log, restorer, ownership
         self._health, self._metrics = health, metrics
+        self._guard = threading.Lock()
         self._registration: Registration | None = None
-        self._failing = self._refused = False
+        self._failing = self._unregistered = False
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         # As the owner, or as none any more: what this standby held is collected again.
-        if self._registration is not None:
-            await asyncio.to_thread(self._registration.leave)
+        await asyncio.to_thread(self._leave)
 
     async def until_owner(self) -> None:
         """Joins the other daemons, and follows the log until this one owns.
@@ -93,12 +94,20 @@ class Standby:
         self._metrics.standby_lag_epochs.set(lag)
 
     def _register(self) -> None:
-        if self._registration is None and not self._refused:
-            try:
-                self._registration = self._log.register(f"standby {writer_name()}", kind="standby")
-            except RegistrationRefused as error:
-                self._refused = True
-                logger.warning("%s", error)
+        with self._guard:
+            if self._registration is None and not self._unregistered:
+                try:
+                    self._registration = self._log.register(f"standby {writer_name()}", kind="standby")
+                except RegistrationRefused as error:
+                    self._unregistered = True
+                    logger.warning("%s", error)
+
+    def _leave(self) -> None:
+        # A stop does not end a thread that is about to register: it finds that it is not to, or has done so already.
+        with self._guard:
+            self._unregistered = True
+            if self._registration is not None:
+                self._registration.leave()
 
     def _lag(self) -> int:
         """Says how far it is, and tells how many epochs are left."""
@@ -118,7 +127,7 @@ async def claim(log: EpochLog, learner: Learner, restorer: Restorer) -> EpochRec
       What was appended; None of an empty log.
 
     Raises:
-      Fenced: another writer was faster each time.
+      Fenced: another daemon has taken over meanwhile, or the former owner was faster each time.
     """
     for _ in range(_CLAIMS_MAX):
         last = await asyncio.to_thread(restorer.catch_up)
@@ -127,7 +136,7 @@ async def claim(log: EpochLog, learner: Learner, restorer: Restorer) -> EpochRec
         record = learner.cut()
         record = dataclasses.replace(
             record,
-            previous=log.digest(last.epoch),
+            previous=await asyncio.to_thread(log.digest, last.epoch),
             committed_at_ms=time.time_ns() // 1_000_000,
             writer=writer_name(),
             notes={**record.notes, "took_over": last.writer},
@@ -135,12 +144,27 @@ async def claim(log: EpochLog, learner: Learner, restorer: Restorer) -> EpochRec
         try:
             await asyncio.to_thread(log.append, record)
         except Fenced as error:
+            # This daemon was paused before it could append, and is not the owner any more: it must not fence the one that is.
+            if winner := await asyncio.to_thread(_taken_over_by, log, record.epoch):
+                raise Fenced(
+                    f"{winner} has taken over the log {log.path} before this daemon could, which was paused, or cut off from "
+                    "Kafka. Start it again, and it stands by"
+                ) from error
             logger.info("the former owner has appended meanwhile, following it: %s", error)
         else:
             return await asyncio.to_thread(restorer.catch_up)
     raise Fenced(
         f"the log {log.path} has a writer that goes on: this daemon does not get in between its epochs"
     )
+
+
+def _taken_over_by(log: EpochLog, epoch: int) -> str:
+    """Who has taken over at this epoch or later; "" where nobody has."""
+    try:
+        records = (log.describe(later) for later in range(epoch, (log.head() or 0) + 1))
+        return next((record.writer for record in records if "took_over" in record.notes), "")
+    except EpochMissing:
+        return "another daemon"  # it has collected what this one was beaten by
 
 
 async def _done(task: asyncio.Task[None], timeout_s: float) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -16,6 +17,7 @@ from streamtrain.errors import ConfigError, Fenced
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.fold import fold
 from streamtrain.log.format import content_digest
+from streamtrain.log.readers import Readers, Registration
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import restored
 from streamtrain.log.rollback import rollback
@@ -216,6 +218,46 @@ async def test_a_claim_follows_a_former_owner_that_still_appends_and_then_fences
         )
 
 
+async def test_a_claim_that_comes_after_another_daemons_leaves_the_log_to_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await learn(tmp_path, chunk(0, 8))
+    woken, restorer = follower(tmp_path)
+    owner, its_restorer = follower(tmp_path)
+    log, its_log = EpochLog.open(tmp_path / "model"), EpochLog.open(tmp_path / "model")
+    original, paused = EpochLog.append, [True]
+
+    def append(self: EpochLog, record: EpochRecord) -> str:
+        if paused.pop() if paused else False:
+            assert asyncio.run(claim(its_log, owner, its_restorer)) is not None
+        return original(self, record)
+
+    monkeypatch.setattr(EpochLog, "append", append)
+    with pytest.raises(Fenced, match="before this daemon could, which was paused"):
+        await claim(log, woken, restorer)
+    goes_on = dataclasses.replace(owner.cut(), previous=log.digest(its_restorer.epoch), writer="owner/1")
+    assert original(its_log, goes_on) == log.digest(log.head() or 0)
+
+
+async def test_a_takeover_reads_and_writes_the_log_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await learn(tmp_path, chunk(0, 8))
+    learner, restorer = follower(tmp_path)
+    loop, called = threading.current_thread(), set[str]()
+    for name in ("append", "digest", "describe", "head"):
+        original = getattr(EpochLog, name)
+
+        def beside(*arguments: Any, name: str = name, original: Any = original) -> Any:
+            assert threading.current_thread() is not loop, f"{name} holds up the loop"
+            called.add(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(EpochLog, name, beside)
+    assert await claim(EpochLog.open(tmp_path / "model"), learner, restorer) is not None
+    assert called >= {"append", "digest"}
+
+
 async def test_a_standby_writes_nothing_follows_and_takes_over(tmp_path: Path) -> None:
     await learn(tmp_path, chunk(0, 8))
     handed_out = OwnedSource.handed_out = HandedOut()
@@ -250,6 +292,28 @@ async def test_a_standby_that_is_stopped_leaves_without_a_trace(tmp_path: Path) 
     assert await asyncio.wait_for(running, 60) is None
     log = EpochLog.open(tmp_path / "model")
     assert handed_out.left and log.head() == head and not log.readers.found()
+
+
+async def test_a_standby_that_is_stopped_while_it_registers_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await learn(tmp_path, chunk(0, 8))
+    OwnedSource.handed_out = HandedOut()
+    service = Service(followed(tmp_path))
+    loop, original = asyncio.get_running_loop(), Readers.register
+
+    def register(self: Readers, *arguments: Any, **options: Any) -> Registration:
+        # The stop arrives while the disk is slow: the start is cancelled, and its thread goes on.
+        stopped = threading.Event()
+        loop.call_soon_threadsafe(service.stop)
+        loop.call_soon_threadsafe(loop.call_later, 0.1, stopped.set)
+        assert stopped.wait(30)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Readers, "register", register)
+    assert await asyncio.wait_for(service.run(), 60) is None
+    await loop.shutdown_default_executor()
+    assert not EpochLog.open(tmp_path / "model").readers.found()
 
 
 async def test_an_owner_that_another_follows_ends_fenced(tmp_path: Path) -> None:

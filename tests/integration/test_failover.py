@@ -198,29 +198,22 @@ def test_a_paused_owner_that_wakes_is_fenced(world: World) -> None:
     world.check(5300)
 
 
-def test_without_a_log_one_begins_it_and_the_other_follows(world: World) -> None:
+def test_without_a_log_one_begins_it_and_the_other_follows_and_what_cannot_work_is_told(world: World) -> None:
     both = [world.daemon(), world.daemon()]
     world.produce(200)
     world.learned(200)
-    until(
-        lambda: sorted(phase(daemon) for daemon in both) == ["learning", "standby"], "one owner, one standby"
-    )
+    until(lambda: sorted(map(phase, both)) == ["learning", "standby"], "one owner, one standby")
     joined(world, 2)
-    for daemon in both:
-        assert daemon.stop() == 0, daemon.text
-    world.check(200)
 
-
-def test_what_cannot_work_is_told_and_the_owner_goes_on(world: World) -> None:
-    owner = world.daemon()
-    world.produce(10)
-    world.learned(10)
     impatient = world.daemon(STREAMTRAIN__FAILOVER__SESSION_TIMEOUT_S="3")
     stranger = world.daemon(STREAMTRAIN__LOG__PATH=str(world.folder / "other"))
     assert impatient.wait() == 2, impatient.text
     assert "failover.session_timeout_s = 3: the broker does not allow it" in impatient.text
     assert stranger.wait() == 2, stranger.text
     assert "let all daemons of a model share one log.path" in stranger.text
-    world.produce(10)
-    world.learned(20)
-    assert phase(owner) == "learning"
+
+    world.produce(100)
+    world.learned(300)
+    for daemon in both:
+        assert daemon.stop() == 0, daemon.text
+    world.check(300)

@@ -24,6 +24,7 @@ from streamtrain.log.settings import LogSettings
 from streamtrain.ownership import FailoverSettings
 from streamtrain.samples.schema import Name, Schema, SequenceSlot, SparseSlot
 from streamtrain.settings import Settings
+from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.tables import AnyTable
 from streamtrain.store.settings import StoreSettings
 from streamtrain.training.settings import TrainingSettings
@@ -168,6 +169,9 @@ def parse_job(data: dict[str, Any], where: str, overridden: Mapping[str, str] | 
         raise ConfigError(_fault(where, ("training", "bad_samples", "dead_letters"), None, fault, overridden))
     if fault := _failover_fault(job):
         raise ConfigError(_fault(where, ("failover", "group_id"), None, fault, overridden))
+    for name, table in job.tables.items():
+        if fault := _memory_fault(table, job.store):
+            raise ConfigError(_fault(where, ("tables", name, "memory_bytes_max"), None, fault, overridden))
     for slot in job.reverse_dictionary:
         if fault := _reverse_dictionary_fault(job.sample_schema, slot):
             raise ConfigError(_fault(where, ("reverse_dictionary", slot), None, fault, overridden))
@@ -203,6 +207,23 @@ def _failover_fault(job: Job) -> str:
         return (
             f"{job.failover.group_id!r} is source.group_id as well: Kafka takes mirrored positions of no group that has "
             "members; give each a group of its own"
+        )
+    return ""
+
+
+def _memory_fault(table: AnyTable, store: StoreSettings) -> str:
+    """As `_dead_letters_fault`, between a bound on a table's memory and the store."""
+    if not isinstance(table, TableSettings) or table.memory_bytes_max is None:
+        return ""
+    if store.url == "memory://":
+        return (
+            "rows that leave memory have to be somewhere: name a store, store.url = "
+            '"lmdb:///PATH" (a directory on a local disk) or "redis://HOST:PORT/DATABASE"'
+        )
+    if table.expiry is not None:
+        return (
+            "expiry looks at all rows in turn, and with a bound on memory some are in the store: leave one of the two out "
+            "(admission and decay work with either)"
         )
     return ""
 

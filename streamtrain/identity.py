@@ -13,7 +13,7 @@ __all__ = ["check_same_model", "differences"]
 # What decides the bits of the model. Everything else may change from one start to the next.
 _DECIDING = ("seed", "schema", "tables", "model", "optimizer")
 # Bounds inside these sections that decide nothing that was learned.
-_FREE = {"rows_max"}
+_FREE = {"rows_max", "memory_bytes_max"}
 
 
 def check_same_model(job: Job, recorded: Mapping[str, Any], log_path: str) -> None:

@@ -100,6 +100,26 @@ class Metrics:
         self.store_errors = self._counter(
             "store_errors", "Calls to the store that failed after their retries."
         )
+        self.tier_hits = self._counter(
+            "tier_hits", "Ids of a chunk whose rows were in memory, of tables with memory_bytes_max.", "table"
+        )
+        self.tier_misses = self._counter(
+            "tier_misses",
+            "Ids of a chunk whose rows were not in memory, and were asked of the store.",
+            "table",
+        )
+        self.tier_evicted = self._counter("tier_evicted_rows", "Rows that left memory for others.", "table")
+        self.tier_bytes = self._gauge(
+            "tier_bytes", "Memory of the set of ids whose rows are in memory, beside table_bytes.", "table"
+        )
+        self.tier_stalls = self._counter(
+            "tier_stalls", "How often a chunk waited for rows of the store, or for room for them.", "reason"
+        )
+        self.tier_stall_seconds = self._counter(
+            "tier_stall_seconds",
+            "How long chunks waited for rows of the store, or for room for them.",
+            "reason",
+        )
         self.export_epoch = self._gauge("export_epoch", "Newest exported epoch, by exporter.", "exporter")
         self.export_bytes = self._gauge("export_bytes", "Size of the newest export, by exporter.", "exporter")
         self.export_errors = self._counter(

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from streamtrain.errors import BadSample, SourceError, SourceUnavailable
 from streamtrain.letterbox import Letterbox
-from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.plugins import blamed
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.decoder import Decoder
 from streamtrain.sources import Chunk, DataLoss, Source
+from streamtrain.store.prefetch import Fetched
 from streamtrain.training.guard import BadSampleGuard
 from streamtrain.training.handoff import Handoff, Item
 
@@ -29,9 +29,9 @@ _UNAVAILABLE_PAUSE_S = 1.0
 
 
 class Prefetch(Protocol):
-    """Brings rows that a batch needs and that memory may not have."""
+    """Brings rows that a batch needs and that memory may not have, and makes room for them. Called for each batch in turn."""
 
-    async def rows_for(self, batch: SampleBatch) -> Mapping[str, TableRows]: ...
+    async def rows_for(self, batch: SampleBatch) -> Fetched: ...
 
 
 class Feed:
@@ -85,8 +85,11 @@ class Feed:
                 # After the breaker: what it stops at is read again. Before the trainer: nothing is learned past a
                 # refused record that is not kept.
                 await self._letterbox.keep(chunk, decoded.bad)
-            pulled = {} if self._prefetch is None else await self._prefetch.rows_for(decoded.batch)
-            await self._handoff.put(Item(decoded, pulled))
+            if self._prefetch is None:
+                await self._handoff.put(Item(decoded))
+            else:
+                fetched = await self._prefetch.rows_for(decoded.batch)
+                await self._handoff.put(Item(decoded, fetched.rows, fetched.evicted))
         self._guard.end()
 
     async def _read(self) -> Chunk | DataLoss | None:

@@ -17,6 +17,7 @@ from streamtrain.config import Job
 from streamtrain.dictionary.recorder import ValueRecorder
 from streamtrain.errors import ConfigError, Fenced
 from streamtrain.exports import ExportRunner
+from streamtrain.fetching import make_prefetch
 from streamtrain.health import Health
 from streamtrain.http import serve
 from streamtrain.identity import check_same_model
@@ -33,11 +34,10 @@ from streamtrain.restorer import Restorer, Stopped
 from streamtrain.samples.decoder import Decoder
 from streamtrain.sources import Source
 from streamtrain.sparse.optimizers import slots_of
-from streamtrain.sparse.wanted import rows_wanted
 from streamtrain.standby import Standby, claim
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.opening import open_store
-from streamtrain.store.prefetch import StorePrefetch
+from streamtrain.store.progress import Progress
 from streamtrain.store.store import Store, StoreDescription
 from streamtrain.training.committer import Committer, writer_name
 from streamtrain.training.guard import BadSampleGuard
@@ -174,14 +174,10 @@ class Service:
             record = await self._take_over(recovering, warming, stack)
         letterbox = await self._open_letterbox(stack)
         head = Head(record)
-        prefetch = None
-        if store is not None and applier is not None and head.epoch > 0:
-            wanted = {
-                name: rows_wanted(name, table, job.seed)
-                for name, table in job.tables.items()
-                if name not in learner.sparse.resident
-            }
-            prefetch = StorePrefetch(store, applier, job.layout, wanted, head.epoch, self._metrics)
+        progress, prefetch = Progress(head.epoch), None
+        if store is not None and applier is not None:
+            resident = learner.sparse.resident
+            prefetch = make_prefetch(job, store, applier, progress, resident, self._metrics)
 
         self._committer = Committer(log, log.digest(head.epoch), self._announcer(head), self._metrics)
         stack.push_async_callback(asyncio.to_thread, self._committer.close)
@@ -190,7 +186,7 @@ class Service:
         await self._open_dictionary(log, decoder, stack)
         feed = Feed(source, decoder, guard, handoff, prefetch, self._metrics, letterbox)
         self._trainer = Trainer(
-            learner, handoff, self._committer, job.training, job.log.epoch_interval_s, self._metrics
+            learner, handoff, self._committer, job.training, job.log.epoch_interval_s, self._metrics, progress
         )
         self._health.watch(self._trainer.pulse)
         runners = self._export_runners(log, stack)

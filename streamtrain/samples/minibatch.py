@@ -68,6 +68,11 @@ class Minibatcher:
         """Samples that wait."""
         return self._pending
 
+    @property
+    def chunks(self) -> int:
+        """Chunks of which anything waits."""
+        return len(self._pieces)
+
     def add(self, chunk: DecodedChunk, now_ms: float) -> None:
         """Appends a chunk, which arrived at `now_ms`."""
         if chunk.next > chunk.first:

@@ -34,6 +34,10 @@ class DirtyRows:
         """Adds rows (`[N]` int32); those that are marked keep their place, and numbers below 0 are passed over."""
         mark(rows, self._places, self._list, self._state)
 
+    def marked(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which rows (`[N]` int32, none below 0) are marked."""
+        return self._places[rows] != 0
+
     def unmark(self, rows: NDArray[np.int32]) -> None:
         """Removes rows (`[N]` int32); numbers below 0 are passed over."""
         unmark(rows, self._places, self._list)

@@ -32,7 +32,7 @@ class DynamicTable:
       rows: the rows.
       admission: which ids get one; None: all.
       resident: see `TableKind`: rows that may expire have to be there; and whether an id has a row is asked for each of
-        the many that have none, which a store could not answer in time.
+        the many that have none, which a store could not answer in time unless memory has to be bounded.
     """
 
     def __init__(self, name: str, settings: TableSettings, seed: int) -> None:
@@ -50,7 +50,9 @@ class DynamicTable:
             decay=settings.decay,
         )
         self._expiry = settings.expiry
-        self.resident = self.admission is not None or settings.expiry is not None
+        self.resident = settings.memory_bytes_max is None and (
+            self.admission is not None or settings.expiry is not None
+        )
         self._rule = None if settings.expiry is None else rule_of(settings.expiry, name)
         # A row that was inserted and has not learned is no change: where nothing looks at rows by themselves it may stay.
         self._tidy = self.admission is not None or settings.expiry is not None or settings.decay is not None
@@ -142,6 +144,10 @@ class DynamicTable:
 
     def insert_missing(self, values: TableRows) -> int:
         return self.rows.insert_missing(values)
+
+    def evict(self, ids: NDArray[np.uint64]) -> int:
+        """Lets go of rows; see `EmbeddingTable.evict`."""
+        return self.rows.evict(ids)
 
     def remove(self, ids: NDArray[np.uint64]) -> int:
         return self.rows.remove(ids)

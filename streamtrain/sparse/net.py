@@ -15,6 +15,7 @@ from streamtrain.sparse.activations import ActivationBuffers, SparseActivations
 from streamtrain.sparse.admission import Admission
 from streamtrain.sparse.bank import Bank, make_table
 from streamtrain.sparse.collisions import Collisions
+from streamtrain.sparse.dynamic import DynamicTable
 from streamtrain.sparse.hashed import HashedTable
 from streamtrain.sparse.kind import TableKind
 from streamtrain.sparse.memory import as_input
@@ -224,6 +225,13 @@ class SparseNet:
         """Inserts the rows whose ids are not there, as pulled from the store; see `EmbeddingTable.insert_missing`."""
         self._between_steps()
         return self._banks[table].table.insert_missing(values)
+
+    def evict(self, table: str, ids: NDArray[np.uint64]) -> int:
+        """Lets go of rows of a table with `memory_bytes_max`; see `EmbeddingTable.evict`."""
+        self._between_steps()
+        found = self._banks[table].table
+        assert isinstance(found, DynamicTable), "only tables whose rows come and go have a bound on memory"
+        return found.evict(ids)
 
     def remove(self, table: str, ids: NDArray[np.uint64]) -> int:
         """Removes rows; the next cut reports them as tombstones; see `EmbeddingTable.remove`."""

@@ -155,6 +155,10 @@ class TableSettings(RowSettings):
     """A row for each id."""
     rows_max: int = Field(default=16_777_216, ge=1, le=2_000_000_000)
     """Bound on rows. When it is reached the daemon stops and says so; address space, not memory, is reserved for it."""
+    memory_bytes_max: int | None = Field(default=None, ge=1 << 18)
+    """Bound on the memory of this table's rows with all that finds them, in bytes. Rows that are not used leave memory and
+    come back from the store before their step, so a store is needed. `rows_max` then bounds rows in memory alone. Default: all
+    rows are in memory."""
     admission: AnyAdmission = NoAdmission()
     """Which ids get a row."""
     unadmitted: Unadmitted = "initial"

@@ -93,7 +93,13 @@ class EmbeddingTable:
         vector = np.zeros((1, self.dim), np.float32)
         if unadmitted == "initial":
             shared = Initializer(self._init, self._seed, self.name, shared=True)
-            shared.fill(vector, self.dim, as_input(np.zeros(1), np.uint64), np.zeros(1, np.int32), np.ones(1, np.bool_))
+            shared.fill(
+                vector,
+                self.dim,
+                as_input(np.zeros(1), np.uint64),
+                np.zeros(1, np.int32),
+                np.ones(1, np.bool_),
+            )
         return vector[0]
 
     def __len__(self) -> int:
@@ -118,6 +124,7 @@ class EmbeddingTable:
         twin = self.empty_twin(ROWS)
         ids = np.arange(ROWS if self._hashing is None else min(ROWS, self._hashing.sizes[0]), dtype=np.uint64)
         twin.find_or_insert(ids)
+        twin.evict(ids[:1])
         twin.load(twin.export(), dirty=True)
         twin.remove(ids[:1])
         twin.insert_missing(twin.cut())
@@ -331,6 +338,18 @@ class EmbeddingTable:
         if len(self._removed):
             values = _select(values, ~self._removed.contains(values.ids))
         return self._claim(values.ids, values)[2]
+
+    def evict(self, ids: NDArray[np.uint64]) -> int:
+        """Lets go of rows that a store has as they are; returns how many. No cut tells of it.
+
+        A row that changed since the last cut is in no store yet, and stays.
+        """
+        ids = as_input(ids, np.uint64)
+        rows = self._index.find(ids)
+        there = rows >= 0
+        there[there] = ~self._dirty.marked(rows[there])
+        self._index.erase(ids[there])
+        return int(np.count_nonzero(there))
 
     def remove(self, ids: NDArray[np.uint64]) -> int:
         """Removes rows; returns how many there were. The next cut reports them as tombstones.

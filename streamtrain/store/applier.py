@@ -62,6 +62,7 @@ class StoreApplier:
         self._log, self._store, self._clock = log, store, clock
         self.status = StoreStatus(since=clock())
         self._turn = asyncio.Lock()
+        self._moved = asyncio.Event()
 
     async def catch_up(self, to_epoch: int) -> int:
         """Brings every shard to `to_epoch`, repairing shards that lack more than the log's epochs.
@@ -91,6 +92,11 @@ class StoreApplier:
         """
         async with self._turn:
             return await self._reporting(to_epoch, None)
+
+    async def beyond(self, epoch: int) -> None:
+        """Waits until the store has applied an epoch that is newer than `epoch`."""
+        while self.status.applied_epoch is None or self.status.applied_epoch <= epoch:
+            await self._moved.wait()
 
     async def _reporting(self, to_epoch: int, applied: int | None) -> int:
         try:
@@ -178,6 +184,8 @@ class StoreApplier:
     def _succeeded(self, epoch: int) -> None:
         since = self.status.since if self.status.last_error is None else self._clock()
         self.status = replace(self.status, applied_epoch=epoch, last_error=None, since=since)
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     def _failed(self, error: Exception) -> None:
         since = self.status.since if self.status.last_error is not None else self._clock()

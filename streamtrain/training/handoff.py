@@ -7,6 +7,9 @@ import queue
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streamtrain.log.record import TableRows
 from streamtrain.samples.decoder import DecodedChunk
 from streamtrain.sources import DataLoss
@@ -16,10 +19,17 @@ __all__ = ["End", "Handoff", "Item"]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A decoded chunk on its way to the trainer, with the rows that were pulled for it."""
+    """A decoded chunk on its way to the trainer.
+
+    Attributes:
+      decoded: the chunk.
+      pulled: by table, the rows that were pulled for it.
+      evicted: by table, ids (`[E]` uint64) whose rows leave memory before these come in.
+    """
 
     decoded: DecodedChunk
     pulled: Mapping[str, TableRows] = field(default_factory=dict)
+    evicted: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

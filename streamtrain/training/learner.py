@@ -188,6 +188,12 @@ class Learner:
         ]
         self.lost = with_losses(self.lost, found)
 
+    def evict(self, ids: Mapping[str, np.ndarray]) -> None:
+        """Lets go of rows (by table `[E]` uint64 ids) that the store has as they are."""
+        for table, gone in ids.items():
+            if len(gone):
+                self.sparse.evict(table, gone)
+
     def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
         """Takes rows that the store had; a row that is in memory already is newer and stays."""
         for table, pulled in rows.items():

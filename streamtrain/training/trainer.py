@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 
 from streamtrain.log.record import EpochRecord
 from streamtrain.metrics import Metrics
+from streamtrain.samples.decoder import DecodedChunk
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.sources import DataLoss
+from streamtrain.store.progress import Progress
 from streamtrain.training.committer import Committer
 from streamtrain.training.guard import QuarantineGuard, describe
 from streamtrain.training.handoff import End, Handoff
@@ -40,6 +43,7 @@ class Trainer:
       settings: minibatches.
       epoch_interval_s: least time between two cuts.
       metrics: counts.
+      progress: told with each cut which chunks it holds whole; None where nobody asks.
 
     Attributes:
       pulse: beats after each step and each look for samples; rests while the log takes its time.
@@ -53,11 +57,16 @@ class Trainer:
         settings: TrainingSettings,
         epoch_interval_s: float,
         metrics: Metrics,
+        progress: Progress | None = None,
     ) -> None:
         self._learner, self._handoff, self._committer, self._metrics = learner, handoff, committer, metrics
         self._minibatcher = Minibatcher(settings.batch_size, settings.linger_ms)
         self._guard = QuarantineGuard(settings.quarantine_max)
         self._interval_s = epoch_interval_s
+        self._progress = progress
+        # Numbers of the chunks that have come, and of those of which samples may still wait for their minibatch.
+        self._taken = 0
+        self._waiting: deque[int] = deque()
         self._stop = threading.Event()
         self.pulse = Pulse()
         self._cut_at = time.monotonic()
@@ -115,9 +124,17 @@ class Trainer:
         if isinstance(item, DataLoss):
             self._skip(item)
         elif item is not None:
+            self._learner.evict(item.evicted)
             self._learner.insert_pulled(item.pulled)
-            self._minibatcher.add(item.decoded, time.monotonic() * 1000)
+            self._add(item.decoded)
         return False
+
+    def _add(self, chunk: DecodedChunk) -> None:
+        before = self._minibatcher.chunks
+        self._minibatcher.add(chunk, time.monotonic() * 1000)
+        self._taken += 1
+        if self._minibatcher.chunks > before:
+            self._waiting.append(self._taken)
 
     def _skip(self, loss: DataLoss) -> None:
         """Goes on behind a gap. What came before it is cut first: a replay then has the gap where its epoch begins."""
@@ -184,6 +201,10 @@ class Trainer:
 
     def _cut(self) -> EpochRecord:
         record = self._learner.cut()
+        while len(self._waiting) > self._minibatcher.chunks:
+            self._waiting.popleft()
+        if self._progress is not None:
+            self._progress.cut(record.epoch, self._waiting[0] - 1 if self._waiting else self._taken)
         self._cut_at = time.monotonic()
         for name in record.tables:
             self._metrics.table_rows.labels(name).set(self._learner.sparse.rows(name))

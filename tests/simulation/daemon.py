@@ -24,6 +24,7 @@ from streamtrain.sparse.wanted import DynamicRows
 from streamtrain.standby import claim
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.prefetch import StorePrefetch
+from streamtrain.store.progress import Progress
 from streamtrain.training.committer import Committer
 from streamtrain.training.handoff import End, Item
 from streamtrain.training.trainer import Trainer
@@ -150,7 +151,7 @@ class Daemon:
                 applier,
                 LAYOUT,
                 {name: DynamicRows(name, _ROWS_MAX) for name in TABLES},
-                self.head,
+                Progress(self.head),
                 NOTHING,  # type: ignore[arg-type]
             )
         committer = Committer(log, log.digest(self.head), self._announce, NOTHING)
@@ -258,7 +259,7 @@ class Daemon:
     def _feed(self, source: SimulatedSource, prefetch: StorePrefetch | None, handoff: _Handoff) -> None:
         while (decoded := source.read()) is not None:
             batch: SampleBatch = decoded.batch
-            pulled = {} if prefetch is None else drive(prefetch.rows_for(batch))
+            pulled = {} if prefetch is None else drive(prefetch.rows_for(batch)).rows
             handoff.put(Item(decoded, pulled))
         handoff.put(End())
 

@@ -133,6 +133,7 @@ class LedgerLearner:
         self.dense = self.prequential = NOTHING
         self.sparse: Any = _Nothing()
         self.sparse.needs_history = False  # No table counts what it has not admitted.
+        self.sparse.take_figures = lambda table: ({}, {})
         self.source, self.lost = "", ()
         self._epochs: EpochBuilder | None = None
 
@@ -169,6 +170,9 @@ class LedgerLearner:
             self.model.learn(samples, self.epochs.step)
         self.epochs.add(minibatch, quarantined=quarantined)
         return not quarantined
+
+    def evict(self, ids: Mapping[str, np.ndarray]) -> None:
+        assert not ids, "no table of the simulation has a bound on its memory"
 
     def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
         """Takes rows that the store had; a row that is in memory is newer and stays."""

@@ -213,7 +213,7 @@ _PATCHES: list[tuple[Any, str, Any]] = [
     (streamtrain.training.committer, "queue", SimpleNamespace(Queue=_Queue)),
     (streamtrain.training.committer, "time", _TIME),
     (streamtrain.log.reader, "threading", _THREADING),
-    (streamtrain.store.applier, "asyncio", SimpleNamespace(Lock=_Lock, to_thread=_to_thread)),
+    (streamtrain.store.applier, "asyncio", SimpleNamespace(Lock=_Lock, Event=_Event, to_thread=_to_thread)),
     (streamtrain.store.prefetch, "asyncio", SimpleNamespace(sleep=_sleep)),
     (exporters.deltas, "threading", _THREADING),
     (exporters.deltas, "ThreadPoolExecutor", _Executor),

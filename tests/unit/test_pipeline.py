@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
 
+import numpy as np
 import pytest
 
 from streamtrain.errors import SourceError, SourceUnavailable, StoreRefused, TooManyBadSamples
@@ -16,6 +16,7 @@ from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.schema import Schema
 from streamtrain.sources import Chunk
+from streamtrain.store.prefetch import Fetched
 from streamtrain.training.guard import BadSampleGuard
 from streamtrain.training.handoff import End, Handoff, Item
 from streamtrain.training.settings import BadSampleSettings
@@ -100,20 +101,20 @@ async def test_a_flood_of_bad_records_is_not_handed_over() -> None:
 
 
 async def test_rows_travel_with_the_chunk_that_asked_for_them_and_a_refusal_stops() -> None:
-    rows = {"main": TableRows.empty(1, 1)}
+    rows, gone = {"main": TableRows.empty(1, 1)}, np.arange(3, dtype=np.uint64)
 
     class Rows:
         asked = 0
 
-        async def rows_for(self, batch: SampleBatch) -> Mapping[str, TableRows]:
+        async def rows_for(self, batch: SampleBatch) -> Fetched:
             self.asked += 1
             if self.asked == 2:
                 raise StoreRefused("another model")
-            return rows
+            return Fetched({"main": gone}, rows)
 
     handoff = Handoff(10)
     with pytest.raises(StoreRefused):
         await feed(handoff, chunk(0, 4), chunk(4, 4), prefetch=Rows()).run()
     item = handoff.get(0.0)
-    assert isinstance(item, Item) and item.pulled is rows
+    assert isinstance(item, Item) and item.pulled is rows and item.evicted["main"] is gone
     assert taken(handoff) == [None]

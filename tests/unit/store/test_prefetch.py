@@ -18,6 +18,7 @@ from streamtrain.samples.schema import Schema
 from streamtrain.sparse.wanted import DynamicRows
 from streamtrain.store import prefetch as module
 from streamtrain.store.prefetch import StorePrefetch
+from streamtrain.store.progress import Progress
 
 LAYOUT = Layout.of(
     Schema.model_validate(
@@ -55,7 +56,7 @@ class Rows:
 
 def prefetch(rows: Rows, rows_max: int = 100) -> StorePrefetch:
     wanted = {name: DynamicRows(name, rows_max) for name in ("t", "u")}
-    return StorePrefetch(rows, rows, LAYOUT, wanted, 9, Metrics())  # type: ignore[arg-type]
+    return StorePrefetch(rows, rows, LAYOUT, wanted, Progress(9), Metrics())  # type: ignore[arg-type]
 
 
 def batch(a: Sequence[int], b: Sequence[int], c: Sequence[int]) -> SampleBatch:
@@ -77,24 +78,24 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_each_id_is_asked_for_once_whatever_slot_names_it_and_whether_it_is_there() -> None:
     rows = Rows()
     made = prefetch(rows)
-    pulled = await made.rows_for(batch([1, 2, 2], [2, 4, 1], [2, 2, 3]))
+    pulled = (await made.rows_for(batch([1, 2, 2], [2, 4, 1], [2, 2, 3]))).rows
     assert rows.asked == [("t", [1, 2, 4], 9), ("u", [2, 3], 9)]
     assert {table: part.ids.tolist() for table, part in pulled.items()} == {"t": [2, 4], "u": [2]}
     rows.asked.clear()
-    assert await made.rows_for(batch([2, 1], [4, 4], [3, 2])) == {}
-    assert (await made.rows_for(batch([6], [1], [2])))["t"].ids.tolist() == [6]
+    assert (await made.rows_for(batch([2, 1], [4, 4], [3, 2]))).rows == {}
+    assert (await made.rows_for(batch([6], [1], [2]))).rows["t"].ids.tolist() == [6]
     assert rows.asked == [("t", [6], 9)]
 
 
 async def test_an_empty_batch_asks_for_nothing() -> None:
     rows = Rows()
-    assert await prefetch(rows).rows_for(batch([], [], [])) == {} and rows.asked == []
+    assert (await prefetch(rows).rows_for(batch([], [], []))).rows == {} and rows.asked == []
 
 
 async def test_a_store_that_does_not_answer_is_waited_for_and_no_row_is_lost() -> None:
     rows = Rows()
     rows.faults.extend([StoreUnavailable("away")] * 3)
-    pulled = await prefetch(rows).rows_for(batch([2], [4], [1]))
+    pulled = (await prefetch(rows).rows_for(batch([2], [4], [1]))).rows
     assert pulled["t"].ids.tolist() == [2, 4] and rows.repairs == []
     assert [ids for table, ids, _ in rows.asked if table == "t"] == [[2, 4]] * 4
 
@@ -103,7 +104,7 @@ async def test_a_shard_that_lost_its_rows_is_repaired_also_when_that_takes_sever
     rows = Rows()
     rows.faults.extend([StoreBehind("lost"), StoreBehind("lost")])
     rows.repair_faults.append(StoreUnavailable("away"))
-    pulled = await prefetch(rows).rows_for(batch([2], [2], [1]))
+    pulled = (await prefetch(rows).rows_for(batch([2], [2], [1]))).rows
     assert pulled["t"].ids.tolist() == [2] and rows.repairs == [9, 9]
 
 

@@ -14,6 +14,7 @@ from streamtrain.errors import Fenced, TableFull, TooManyQuarantined
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
+from streamtrain.store.progress import Progress
 from streamtrain.training import trainer as module
 from streamtrain.training.epochs import EpochBuilder
 from streamtrain.training.handoff import End, Item
@@ -44,6 +45,10 @@ class CountingLearner:
         self.sizes.append(minibatch.batch.size)
         self.epochs.add(minibatch, quarantined=quarantined)
         return not quarantined
+
+    def evict(self, ids: Mapping[str, np.ndarray]) -> None:
+        if ids:
+            self.pulled.append(ids)
 
     def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
         self.pulled.append(rows)
@@ -94,10 +99,11 @@ def trainer(
     committer: StillCommitter,
     *,
     interval_s: float = 3600,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> Trainer:
     chosen = TrainingSettings(**({"batch_size": 4, "linger_ms": 60_000} | settings))
-    return Trainer(learner, feeding, committer, chosen, interval_s, Metrics())  # type: ignore[arg-type]
+    return Trainer(learner, feeding, committer, chosen, interval_s, Metrics(), progress)  # type: ignore[arg-type]
 
 
 def item(first: int, count: int) -> Item:
@@ -204,10 +210,24 @@ def test_bad_records_alone_advance_the_positions_without_a_step() -> None:
 
 
 def test_pulled_rows_reach_the_learner_before_the_samples_that_need_them() -> None:
-    rows = {"main": TableRows.empty(2, 2)}
+    rows, gone = {"main": TableRows.empty(2, 2)}, {"main": np.arange(3, dtype=np.uint64)}
     learner = CountingLearner()
-    trainer(learner, Feeding(Item(decoded(0, 4), rows)), StillCommitter()).run()
-    assert learner.pulled == [rows] and learner.sizes == [4]
+    trainer(learner, Feeding(Item(decoded(0, 4), rows, gone)), StillCommitter()).run()
+    # Room is made first.
+    assert learner.pulled == [gone, rows] and learner.sizes == [4]
+
+
+def test_a_cut_tells_which_chunks_it_holds_whole() -> None:
+    told: list[tuple[int, int]] = []
+
+    class Told(Progress):
+        def cut(self, epoch: int, batch: int) -> None:
+            told.append((epoch, batch))
+
+    # Minibatches of 4: the third and fourth chunks wait in part, an empty one in between is no chunk that waits.
+    chunks = [item(0, 4), item(4, 2), item(6, 3), Item(decoded(9, [])), item(9, 1), item(10, 5)]
+    trainer(CountingLearner(), Feeding(*chunks), StillCommitter(), interval_s=0, progress=Told()).run()
+    assert told == [(1, 1), (2, 2), (3, 5), (4, 6)]
 
 
 def test_spans_of_an_epoch_are_what_was_learned_in_order() -> None:

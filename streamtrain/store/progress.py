@@ -1,0 +1,33 @@
+"""How far training is, told by the trainer thread with each epoch and read by who feeds it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+__all__ = ["Progress"]
+
+# Epochs that the store may be behind before older ones are forgotten, which only makes rows wait for newer ones.
+_CUTS_MAX = 4096
+
+
+class Progress:
+    """Which batches the store's epochs hold whole. `cut` may be called in another thread than the rest.
+
+    Attributes:
+      epoch: the newest epoch that the store was ever seen to have.
+      batch: number of the last batch that, like all before it, is whole in the epochs up to `epoch`; 0 for none.
+    """
+
+    def __init__(self, epoch: int = 0) -> None:
+        self.epoch, self.batch = epoch, 0
+        self._cuts: deque[tuple[int, int]] = deque(maxlen=_CUTS_MAX)
+
+    def cut(self, epoch: int, batch: int) -> None:
+        """Every sample of the batches up to number `batch` was learned by the end of `epoch`, which was just cut."""
+        self._cuts.append((epoch, batch))
+
+    def applied(self, epoch: int) -> None:
+        """The store has `epoch`. One that lost rows since may tell an older one: it will not be asked before it is repaired."""
+        self.epoch = max(self.epoch, epoch)
+        while self._cuts and self._cuts[0][0] <= self.epoch:
+            self.batch = self._cuts.popleft()[1]

@@ -1,0 +1,364 @@
+"""Rows that leave memory and come back: a table with a bound is the table without one, however things fall together.
+
+The feed's side is real (prefetch, tier, residents, progress), and so is the table; the store is a dict that applies epochs
+late, loses them, and is repaired. What happens next is drawn: a chunk is fed, half a chunk is learned, an epoch is cut, one
+is applied, everything but the log is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamtrain.errors import StoreBehind, TableFull
+from streamtrain.layout import Layout
+from streamtrain.log.record import FilterRows, TableRows
+from streamtrain.metrics import Metrics
+from streamtrain.samples.batch import Ragged, SampleBatch
+from streamtrain.samples.schema import Schema
+from streamtrain.sparse.dynamic import DynamicTable
+from streamtrain.sparse.lifecycle_settings import CountAdmission, Decay
+from streamtrain.sparse.residents import COUNT_MAX, Residents, rows_within
+from streamtrain.sparse.settings import TableSettings
+from streamtrain.sparse.unite import Uniter
+from streamtrain.store.applier import StoreStatus
+from streamtrain.store.prefetch import Fetched, StorePrefetch
+from streamtrain.store.progress import Progress
+from streamtrain.store.tier import Tier
+from tests.reference_store import as_dict
+
+LAYOUT = Layout.of(Schema.model_validate({"labels": ["y"], "slots": {"a": {"table": "t"}}}), {"t": 2})
+RULES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "admission": {"admission": CountAdmission(kind="count", threshold=2)},
+    "decay": {"decay": Decay(every_steps=2, weights=0.9)},
+}
+ROWS_MAX = 8
+NO_FILTER = FilterRows(np.empty(0, np.uint64), np.empty((0, 1), np.uint8))
+
+
+def batch(ids: list[int]) -> SampleBatch:
+    n = len(ids)
+    zeros, times = np.zeros((n, 1), np.float32), np.zeros(n, np.int64)
+    ragged = Ragged(np.array(ids, np.uint64), np.arange(n + 1, dtype=np.int64))
+    return SampleBatch(n, {"a": ragged}, zeros[:, :0], zeros, zeros[:, 0], times, times)
+
+
+@dataclass
+class Epoch:
+    """What a cut says: how many halves of chunks were learned, the rows, and the filter."""
+
+    halves: int
+    rows: TableRows
+    filter: FilterRows
+
+    def content(self) -> tuple[Any, ...]:
+        values = dict(zip(self.filter.ids.tolist(), map(bytes, self.filter.values), strict=True))
+        gone = sorted(self.rows.tombstones.tolist()), sorted(self.filter.tombstones.tolist())
+        return self.halves, as_dict(self.rows), values, gone
+
+
+class Learning:
+    """The trainer's side: a table that learns halves of chunks. What comes out depends on every bit of the rows."""
+
+    def __init__(self, table: TableSettings, log: list[Epoch]) -> None:
+        self.table, self.halves = DynamicTable("t", table, seed=3), 0
+        for epoch in log:
+            if self.table.admission is not None:
+                self.table.admission.load(epoch.filter)
+            self.halves = epoch.halves
+        self.table.at(self.halves)
+
+    def learn(self, ids: list[int]) -> None:
+        step = self.halves
+        self.halves += 1
+        united = Uniter().unite(np.array(ids, np.uint64))
+        vectors = np.empty((len(united.ids), 2), np.float32)
+        self.table.begin(united, step, vectors)
+        if step % 7 == 5:
+            self.table.discard()
+        else:
+            assert self.table.learn(vectors * 3 + np.float32(0.1 * (step + 1)), step)
+            self.table.keep()
+        self.table.end(step)
+
+    def cut(self) -> Epoch:
+        admission = self.table.admission
+        return Epoch(
+            self.halves, self.table.cut(), NO_FILTER if admission is None else admission.cut() or NO_FILTER
+        )
+
+
+class Store:
+    """A store and what applies epochs to it, as slowly as the test wants."""
+
+    def __init__(self, log: list[Epoch]) -> None:
+        self.log, self.rows, self.status = log, dict[int, TableRows](), StoreStatus(applied_epoch=0)
+        self.blocked, self._moved = False, asyncio.Event()
+
+    @property
+    def epoch(self) -> int:
+        assert self.status.applied_epoch is not None
+        return self.status.applied_epoch
+
+    def apply(self) -> None:
+        if self.epoch < len(self.log):
+            rows = self.log[self.epoch].rows
+            for id_ in rows.tombstones.tolist():
+                self.rows.pop(id_, None)
+            for i, id_ in enumerate(rows.ids.tolist()):
+                self.rows[id_] = _taken(rows, np.array([i]))
+            self.status = StoreStatus(applied_epoch=self.epoch + 1)
+            self.blocked = False
+            self._moved.set()
+            self._moved = asyncio.Event()
+
+    def lose(self, epochs: int) -> None:
+        kept = max(0, self.epoch - epochs)
+        self.rows, self.status = {}, StoreStatus(applied_epoch=0)
+        while self.epoch < kept:
+            self.apply()
+
+    async def pull(self, table: str, ids: np.ndarray, epoch_min: int) -> tuple[np.ndarray, TableRows]:
+        if self.epoch < epoch_min:
+            raise StoreBehind(f"at {self.epoch}, not {epoch_min}")
+        found = np.array([id_ in self.rows for id_ in ids.tolist()], np.bool_)
+        parts = [self.rows[id_] for id_ in ids[found].tolist()]
+        return found, _joined(parts)
+
+    async def repair(self, epoch: int) -> int:
+        while self.epoch < epoch:
+            self.apply()
+        return self.epoch
+
+    async def beyond(self, epoch: int) -> None:
+        while self.epoch <= epoch:
+            self.blocked = True
+            await self._moved.wait()
+        self.blocked = False
+
+
+def _taken(rows: TableRows, index: np.ndarray) -> TableRows:
+    columns = (rows.ids, rows.weights, rows.slots, rows.counts, rows.last_steps)
+    return TableRows(*(column[index] for column in columns))
+
+
+def _joined(parts: list[TableRows]) -> TableRows:
+    columns = ("ids", "weights", "slots", "counts", "last_steps")
+    return (
+        TableRows(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
+        if parts
+        else TableRows.empty(2, 2)
+    )
+
+
+@dataclass
+class World:
+    """One daemon after the other over one log."""
+
+    table: TableSettings
+    chunks: list[list[int]]
+    log: list[Epoch] = field(default_factory=list)
+    evicted: int = 0
+
+    def start(self, store: Store) -> None:
+        self.store = store
+        self.learning = Learning(self.table, self.log)
+        # A chunk whose first half is committed is read again from its middle.
+        self.first, self.fed = self.learning.halves, self.learning.halves
+        self.progress = Progress(len(self.log))
+        tier = Tier("t", ROWS_MAX, store, self.progress, Metrics())
+        applier: Any = store
+        self.prefetch = StorePrefetch(applier, applier, LAYOUT, {}, self.progress, Metrics(), {"t": tier})
+        self.queue: deque[tuple[list[list[int]], Fetched]] = deque()
+        self.feeding: asyncio.Task[None] | None = None
+        self.taken, self.left = 0, deque[list[int]]()
+
+    @property
+    def halves(self) -> list[list[int]]:
+        return [part for ids in self.chunks for part in (ids[: len(ids) // 2], ids[len(ids) // 2 :])]
+
+    async def feed(self) -> None:
+        if self.feeding is None and self.fed < len(self.halves):
+            self.feeding = asyncio.create_task(self._feed())
+        await self.settle()
+
+    async def _feed(self) -> None:
+        end = min(self.fed + 2 - self.fed % 2, len(self.halves))
+        parts = self.halves[self.fed : end]
+        fetched = await self.prefetch.rows_for(batch([id_ for part in parts for id_ in part]))
+        self.fed = end
+        self.queue.append((parts, fetched))
+
+    async def settle(self) -> None:
+        """Until what is being fed is there, or waits for the store."""
+        while self.feeding is not None:
+            if self.feeding.done():
+                await self.feeding
+                self.feeding = None
+            elif self.store.blocked:
+                return
+            else:
+                await asyncio.sleep(0)
+
+    def train(self) -> None:
+        if not self.left:
+            if not self.queue:
+                return
+            parts, fetched = self.queue.popleft()
+            self.taken += 1
+            for ids in fetched.evicted.values():
+                assert self.learning.table.evict(ids) <= len(ids)
+                self.evicted += len(ids)
+            for rows in fetched.rows.values():
+                self.learning.table.insert_missing(rows)
+            self.left.extend(parts)
+        self.learning.learn(self.left.popleft())
+        assert len(self.learning.table) <= ROWS_MAX
+
+    def cut(self) -> None:
+        if not self.log or self.log[-1].halves < self.learning.halves:
+            self.log.append(self.learning.cut())
+            self.progress.cut(len(self.log), self.taken - bool(self.left))
+
+    async def crash(self) -> None:
+        if self.feeding is not None:
+            self.feeding.cancel()
+            await asyncio.gather(self.feeding, return_exceptions=True)
+        while self.store.epoch < len(self.log):
+            self.store.apply()
+        self.store.blocked = False
+        self.start(self.store)
+
+    async def run(self, actions: list[str]) -> None:
+        self.start(Store(self.log))
+        for action in [*actions, *["feed", "train", "train", "cut", "apply"] * 2 * len(self.chunks)]:
+            match action:
+                case "feed":
+                    await self.feed()
+                case "train":
+                    self.train()
+                case "cut":
+                    self.cut()
+                case "apply":
+                    self.store.apply()
+                case "lose":
+                    self.store.lose(2)
+                case "crash":
+                    await self.crash()
+            await self.settle()
+        assert self.learning.halves == len(self.halves), "the feed waits for what never comes"
+
+    def expected(self) -> list[Epoch]:
+        """The same halves of chunks in a table that holds all rows, cut at the same places."""
+        learning, log = Learning(self.table.model_copy(update={"memory_bytes_max": None}), []), []
+        for epoch in self.log:
+            while learning.halves < epoch.halves:
+                learning.learn(self.halves[learning.halves])
+            log.append(learning.cut())
+        return log
+
+
+ACTIONS = ["feed", "train", "cut", "apply"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rule=st.sampled_from(sorted(RULES)),
+    chunks=st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=6), min_size=5, max_size=25),
+    actions=st.lists(st.sampled_from([*ACTIONS * 4, "lose", "crash"]), max_size=120),
+)
+def test_the_log_is_that_of_a_table_which_holds_all_rows(
+    rule: str, chunks: list[list[int]], actions: list[str]
+) -> None:
+    table = TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100, **RULES[rule])
+    world = World(table, chunks)
+    asyncio.run(world.run(actions))
+    assert [epoch.content() for epoch in world.log] == [epoch.content() for epoch in world.expected()]
+
+
+def test_the_worlds_of_these_tests_do_evict_rows_and_bring_them_back() -> None:
+    random = np.random.default_rng(0)
+    chunks = [random.integers(1, 30, 6).tolist() for _ in range(60)]
+    world = World(TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100), chunks)
+    asyncio.run(world.run(random.choice(ACTIONS, 500).tolist()))
+    assert world.evicted > 100
+    assert [epoch.content() for epoch in world.log] == [epoch.content() for epoch in world.expected()]
+
+
+def test_a_chunk_that_alone_names_more_ids_than_memory_holds_is_refused_in_words() -> None:
+    world = World(TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100), [list(range(20))])
+    with pytest.raises(
+        TableFull, match=r"names 20 ids, and memory_bytes_max holds 8 rows; raise tables\.t\."
+    ):
+        asyncio.run(world.run([]))
+
+
+@given(
+    named=st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=4), max_size=30),
+    wanted=st.integers(1, 6),
+)
+def test_gclock_lets_go_as_its_slow_twin_does(named: list[list[int]], wanted: int) -> None:
+    residents, counters, last, ring = (
+        Residents("t", 64),
+        dict[int, int](),
+        dict[int, int](),
+        list[int | None](),
+    )
+    hand = 0
+    free: list[int] = []
+    for number, ids in enumerate(named, 1):
+        new, here = residents.name(np.array(ids, np.uint64), number)
+        assert new.tolist() == sorted(set(ids) - set(counters))
+        assert here == len(set(ids) & set(counters))
+        for id_ in set(ids) & set(counters):
+            counters[id_] = min(counters[id_] + 1, COUNT_MAX)
+            last[id_] = number
+        residents.add(new, number)
+        for id_ in new.tolist():
+            counters[id_], last[id_] = 0, number
+            if free:
+                ring[free.pop()] = id_
+            else:
+                ring.append(id_)
+        if number % 3:
+            continue
+        gone: list[int] = []
+        for _ in range(len(ring) * (COUNT_MAX + 1)):
+            if len(gone) == wanted:
+                break
+            place = hand if hand < len(ring) else 0
+            hand = place + 1
+            id_ = ring[place]
+            if id_ is None or last[id_] > number - 1:
+                continue
+            if counters[id_]:
+                counters[id_] -= 1
+            else:
+                gone.append(id_)
+                ring[place] = None
+                del counters[id_]
+                free.append(place)
+        assert residents.evict(wanted, number - 1).tolist() == gone
+        assert len(residents) == len(counters)
+
+
+@given(st.integers(1 << 18, 1 << 34), st.integers(1, 300))
+def test_as_many_rows_fit_as_their_memory_says(memory: int, dim: int) -> None:
+    table = TableSettings(dim=dim, rows_max=2_000_000_000)
+    rows = rows_within("t", table, memory)
+
+    def taken(count: int) -> int:
+        slots = 1024
+        while slots * 7 // 10 < count:
+            slots *= 2
+        return count * (4 * (2 * dim + 2) + 33) + 16 * slots
+
+    assert taken(rows) <= memory < taken(rows + 1)

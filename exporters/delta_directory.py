@@ -54,19 +54,22 @@ class ExportDirectory:
     Args:
       path: made where it is not there.
       files: the calls that reach the disk.
+      model: what is exported into it.
       takeover: see `streamtrain.exports.Exporter`.
 
     Raises:
-      ExportError: another process exports into it, or it cannot be written.
+      ExportError: another process exports into it, it is another model's, or it cannot be written.
     """
 
-    def __init__(self, path: Path, files: Files, *, takeover: bool = False) -> None:
+    def __init__(self, path: Path, files: Files, model: ServedModel, *, takeover: bool = False) -> None:
         self.path = path
         self._files = files
         self._aside = path / "tmp"
         with self._typed("set up"):
             for directory in (path, self._aside, path / BASES, path / DELTAS, path / READERS):
                 files.make_directory(directory)
+            # Before its lock may be taken from a daemon of another model, which would have to be started again.
+            self._found(model)
             try:
                 lock, replaced = LockFile.take(path / "LOCK", replace=takeover)
             except LockHeld as holder:
@@ -90,18 +93,24 @@ class ExportDirectory:
         Raises:
           ExportError: the directory is another model's.
         """
+        found = self._found(model)
+        if found is None:
+            self._write(MODEL, model.to_bytes())
+        elif found.model_id == model.model_id:
+            self.succeed(model)
+
+    def _found(self, model: ServedModel) -> ServedModel | None:
+        """Whose directory it is: this model's or that of one before it; None of a new one."""
         path = self.path / MODEL
         if not self._files.exists(path):
-            self._write(MODEL, model.to_bytes())
-            return
+            return None
         found = ServedModel.read(path)
         if found.model_id not in (model.model_id, *model.migrated):
             raise ExportError(
                 f"{self.path} holds the export of model {found.name!r} ({found.model_id}), not of "
                 f"{model.name!r} ({model.model_id}); set another path, or remove that directory"
             )
-        if found.model_id == model.model_id and path.read_bytes() != model.to_bytes():
-            self._write(MODEL, model.to_bytes())
+        return found
 
     def succeed(self, model: ServedModel) -> None:
         """Writes `model.json` where it is still that of a model before. Its first manifest follows.

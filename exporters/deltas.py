@@ -94,7 +94,7 @@ class DeltaExporter:
         self._fold_after = 0
         self._damage: str | None = None
         files = files or Files()
-        self._directory = ExportDirectory(Path(settings.path), files, takeover=takeover)
+        self._directory = ExportDirectory(Path(settings.path), files, self._model, takeover=takeover)
         self._readers = Readers(Path(settings.path), files, clock)
         self._folder = ThreadPoolExecutor(1, f"fold {settings.path}")
         try:

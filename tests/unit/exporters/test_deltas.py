@@ -232,6 +232,18 @@ def test_a_directory_belongs_to_one_model_and_one_process(history, tmp_path):
     make_exporter(history.log, tmp_path / "x").close()
 
 
+def test_a_takeover_leaves_the_lock_of_another_models_export_alone(history, tmp_path):
+    exporter = make_exporter(history.log, tmp_path / "x")
+    runner = ExportRunner(history.log, exporter)
+    runner.catch_up()
+    other = History(tmp_path / "other", {**JOB, "name": "other"})
+    with pytest.raises(ExportError, match="holds the export of model 'small'"):
+        DeltaExporter(DeltaSettings(path=str(tmp_path / "x")), other.log.model, takeover=True)
+    learn(history, 1.0)
+    assert runner.catch_up() == history.log.head()
+    exporter.close()
+
+
 def test_a_job_that_cannot_be_served_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ExportError, match="cannot be exported"):
         DeltaExporter(DeltaSettings(path=str(tmp_path / "x")), ModelDescription("m", "1", 0, {"seed": 1}))

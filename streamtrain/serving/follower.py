@@ -314,6 +314,7 @@ class Follower:
             self._thread = None
         with self._polling:
             self._registered.leave()
+            self._finished = None  # Started again it registers, which comes before reading the manifest.
 
     def __enter__(self) -> Follower:
         return self.start()

@@ -45,6 +45,16 @@ def test_a_registered_follower_goes_on_by_deltas_and_another_loads_a_base(
     made.close()
 
 
+def test_a_follower_that_is_started_again_is_registered_before_anything_is_new(tmp_path: Path) -> None:
+    made = with_bases(tmp_path, 2)
+    follower = Follower(made.path, register="a")
+    for _ in range(2):
+        with follower:
+            assert [(reader.name, reader.epoch) for reader in Readers(made.path).found()] == [("a", 2)]
+        assert Readers(made.path).found() == []
+    made.close()
+
+
 def test_a_follower_without_leave_to_write_follows_as_without_a_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,160 @@
+"""The daemon with a bound on a table's memory: rows leave and come back, over a kill, and no bit of any epoch is another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamtrain import plugins
+from streamtrain.config import Job, load_job
+from streamtrain.errors import ConfigError
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.replay import _compare, _Records, _redo
+from streamtrain.samples.decoder import Decoder
+from streamtrain.training.learner import Learner
+from tests.daemon import Daemon, until
+
+BOUND = 1 << 18
+JOB = """
+name = "tiers"
+seed = 7
+[source]
+kind = "files"
+paths = ["{folder}/samples.jsonl"]
+follow = true
+chunk_records_max = 100
+[schema]
+labels = ["click"]
+[schema.slots]
+user = {{}}
+item = {{}}
+user_item = {{ kind = "cross", of = ["user", "item"] }}
+recent = {{ kind = "sequence", shares = "item", length_max = 5, pooling = "mean" }}
+[tables.main]
+dim = 4
+memory_bytes_max = {bound}
+decay = {{ every_steps = 20, weights = 0.99 }}
+[model]
+kind = "mlp"
+hidden = [8]
+[training]
+batch_size = 32
+linger_ms = 20
+[log]
+path = "{folder}/model"
+epoch_interval_s = 0.05
+[store]
+url = "{store}"
+"""
+
+
+def samples(count: int, seed: int) -> str:
+    """Users and items by Zipf's law, so that some are always there and most are rare."""
+    random = np.random.default_rng(seed)
+    users, items = (random.zipf(1.2, count) % 5000 for _ in range(2))
+    lines = []
+    for user, item in zip(users.tolist(), items.tolist(), strict=True):
+        recent = (random.zipf(1.2, 3) % 5000).tolist()
+        lines.append(json.dumps({"user": user, "item": item, "recent": recent, "click": (user + item) % 2}))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(params=["lmdb", pytest.param("redis", marks=pytest.mark.redis)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "lmdb":
+        return f"lmdb://{tmp_path}/rows"
+    found: str = request.getfixturevalue("redis_server").url
+    return found
+
+
+def metric(page: str, name: str) -> float:
+    return sum(
+        float(value) for value in re.findall(rf"^streamtrain_{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE)
+    )
+
+
+def learned(folder: Path) -> int:
+    if not (folder / "model" / "model.json").exists():
+        return 0
+    log = EpochLog.open(folder / "model")
+    head = log.head()
+    return 0 if head is None else log.describe(head).samples_total
+
+
+async def differences_from_a_run_in_memory(job: Job) -> list[Any]:
+    """Learns the recorded minibatches of all epochs again in one table that holds every row; what is not the same bits."""
+    log = EpochLog.open(job.log.path)
+    source: Any = plugins.load("consumers", job.source.kind)(job.source)
+    decoder = Decoder(job.sample_schema, codec=job.source.codec)
+    source.use_columns(decoder.columns.arrow_schema.names)
+    tables = {n: t.model_copy(update={"memory_bytes_max": None}) for n, t in job.tables.items()}
+    learner = Learner.warm(job.model_copy(update={"tables": tables}))
+    learner.restore([log.read(0)], sequential=source.sequential)
+    different = []
+    head = log.head()
+    assert head is not None and head > 10
+    try:
+        for epoch in range(1, head + 1):
+            expected = log.read(epoch)
+            records = await _Records.read(source, decoder, expected)
+            _redo(learner, records, expected, lambda _: None)
+            equal, parts = _compare(expected, learner.cut())
+            if not equal:
+                different.append((epoch, parts))
+    finally:
+        await source.close()
+    assert learner.sparse.rows("main") > 5000
+    return different
+
+
+def test_every_epoch_is_that_of_a_run_in_memory_over_a_kill(url: str, tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(JOB.format(folder=tmp_path, bound=BOUND, store=url))
+    stream = tmp_path / "samples.jsonl"
+    stream.write_text(samples(3000, 0))
+    with Daemon(path) as daemon:
+        until(lambda: learned(tmp_path) >= 1500, "half of the samples", 60)
+        daemon.kill()
+    with stream.open("a") as file:
+        file.write(samples(3000, 1))
+    with Daemon(path) as daemon:
+        until(lambda: learned(tmp_path) == 6000, "the rest", 60)
+        page = daemon.get("/metrics")[1]
+        assert daemon.stop() == 0, daemon.text
+
+    assert metric(page, "table_bytes") + metric(page, "tier_bytes") <= BOUND
+    assert metric(page, "tier_evicted_rows_total") > 1000 and metric(page, "store_pulled_rows_total") > 500
+    for name in ("tier_hits_total", "tier_misses_total", "tier_stalls_total", "tier_stall_seconds_total"):
+        assert metric(page, name) > 0
+    assert asyncio.run(differences_from_a_run_in_memory(load_job(path, {}))) == []
+
+
+@pytest.mark.parametrize(
+    ("store", "more", "complaint"),
+    [
+        (
+            "memory://",
+            "",
+            r"tables\.main\.memory_bytes_max: rows that leave memory have to be somewhere.*lmdb:///PATH",
+        ),
+        (
+            "lmdb:///rows",
+            "expiry = { after_steps = 10 }",
+            r"tables\.main\.memory_bytes_max: expiry looks at all rows",
+        ),
+    ],
+)
+def test_a_bound_that_cannot_be_kept_is_refused_in_words(
+    tmp_path: Path, store: str, more: str, complaint: str
+) -> None:
+    path = tmp_path / "job.toml"
+    text = JOB.format(folder=tmp_path, bound=BOUND, store=store)
+    path.write_text(text.replace("[model]", f"{more}\n[model]"))
+    with pytest.raises(ConfigError, match=complaint):
+        load_job(path, {})

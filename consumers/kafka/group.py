@@ -42,7 +42,7 @@ from consumers.kafka.election import (
     encode_claim,
     encode_verdict,
 )
-from consumers.kafka.session import CLOSE_TIMEOUT_S, bounded
+from consumers.kafka.session import CLOSE_TIMEOUT_S, bootstrap, bounded
 from consumers.kafka.topics import describe_topic
 from streamtrain.errors import ConfigError, SourceError
 from streamtrain.kafka_connection import KafkaConnection
@@ -113,9 +113,11 @@ class GroupMember:
                 self._refuse(error)
                 if not self._silent:
                     logger.warning(
-                        "group %s does not answer, trying on: %r; whoever owns the model goes on meanwhile",
+                        "group %s does not answer, trying on: %s (Kafka at %s: check the network, the brokers and the "
+                        "user's password); whoever owns the model goes on meanwhile",
                         self._settings.group_id,
-                        error,
+                        str(error) or type(error).__name__,
+                        self._connection.bootstrap_servers,
                     )
                 self._silent = True
                 await self._disconnect()
@@ -156,7 +158,7 @@ class GroupMember:
         client = AIOKafkaClient(**options, client_id="streamtrain-failover")
         try:
             async with asyncio.timeout(self._connection.request_timeout_s):
-                await client.bootstrap()
+                await bootstrap(client, options)
                 node = await client.coordinator_lookup(CoordinationType.GROUP, self._settings.group_id)
                 # The first answer names the coordinator; whether it is known by address is another matter.
                 await client.force_metadata_update()

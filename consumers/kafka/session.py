@@ -19,7 +19,7 @@ from consumers.kafka.settings import KafkaSettings
 from consumers.kafka.topics import Topic, describe_topic
 from streamtrain.sources import Chunk
 
-__all__ = ["CLOSE_TIMEOUT_S", "Session", "bounded"]
+__all__ = ["CLOSE_TIMEOUT_S", "Session", "bootstrap", "bounded"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ class Session:
         options = settings.client_options()
         self._topic = settings.topic
         self._client = AIOKafkaClient(**options)
-        unknown = {"bootstrap_servers", "retry_backoff_ms"}
-        self._connection = {name: value for name, value in options.items() if name not in unknown}
+        self._options = options
         self._consumer = AIOKafkaConsumer(
             **options,
             group_id=group_id,
@@ -61,20 +60,8 @@ class Session:
 
     async def open(self) -> None:
         """Connects."""
-        try:
-            await self._client.bootstrap()
-        except KafkaConnectionError as error:
-            raise await self._reason(error) from error
+        await bootstrap(self._client, self._options)
         await self._consumer.start()
-
-    async def _reason(self, error: KafkaConnectionError) -> KafkaConnectionError:
-        """Why the first broker cannot be reached: aiokafka tells a refused password or certificate to its log alone."""
-        host, port, _ = self._client.hosts[0]
-        try:
-            (await create_conn(host, port, **self._connection)).close()
-        except (KafkaError, OSError, TimeoutError) as why:
-            return KafkaConnectionError(f"{host}:{port}: {type(why).__name__}: {why}")
-        return error
 
     async def close(self) -> None:
         """Disconnects within a few CLOSE_TIMEOUT_S, whatever state the connection is in."""
@@ -151,6 +138,29 @@ class Session:
 
     def _by_number(self, offsets: Mapping[Any, int]) -> dict[int, int]:
         return {partition.partition: int(offset) for partition, offset in offsets.items()}
+
+
+async def bootstrap(client: AIOKafkaClient, options: Mapping[str, Any]) -> None:
+    """Finds the brokers.
+
+    Args:
+      options: what the client was made with, see `KafkaConnection.client_options`.
+
+    Raises:
+      KafkaConnectionError: no broker can be reached, and why: aiokafka tells a refused password or certificate to its
+        log alone.
+    """
+    try:
+        await client.bootstrap()
+    except KafkaConnectionError as error:
+        host, port, _ = client.hosts[0]
+        unknown = {"bootstrap_servers", "retry_backoff_ms"}
+        known = {name: value for name, value in options.items() if name not in unknown}
+        try:
+            (await create_conn(host, port, **known)).close()
+        except (KafkaError, OSError, TimeoutError) as why:
+            raise KafkaConnectionError(f"{host}:{port}: {type(why).__name__}: {why}") from error
+        raise
 
 
 async def bounded(coroutine: Coroutine[Any, Any, object], timeout_s: float) -> BaseException | None:

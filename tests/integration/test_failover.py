@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from consumers.kafka.group import GroupMember
+from streamtrain.kafka_connection import KafkaConnection
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import recover
+from streamtrain.ownership import Candidate, FailoverSettings
 from tests.chaos.oracle import folded
 from tests.daemon import Daemon, inspected, streamtrain, until
 from tests.servers import KafkaServer
@@ -217,3 +220,27 @@ def test_without_a_log_one_begins_it_and_the_other_follows_and_what_cannot_work_
     for daemon in both:
         assert daemon.stop() == 0, daemon.text
     world.check(300)
+
+
+async def test_a_group_that_cannot_be_asked_is_told_with_the_reason(
+    kafka: KafkaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The broker of the tests speaks no TLS: to a client it looks as one that refuses it."""
+    connection = KafkaConnection(
+        bootstrap_servers=kafka.bootstrap_servers, security_protocol="SSL", request_timeout_s=5
+    )
+    settings = FailoverSettings(group_id="refused")
+    member = GroupMember(connection, "t", settings, Candidate("model", "host/1", lambda: 0))
+    running = asyncio.create_task(member.run())
+    async with asyncio.timeout(30):
+        while not (told := [r.getMessage() for r in caplog.records if r.name == "consumers.kafka.group"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await member.leave()
+    assert (
+        told[0].startswith("group refused does not answer, trying on: ")
+        and "Unable to bootstrap" not in told[0]
+    )
+    assert f"{kafka.bootstrap_servers}: ConnectionReset" in told[0]
+    assert f"(Kafka at {kafka.bootstrap_servers}: check" in told[0]

@@ -379,8 +379,8 @@ async def test_a_refused_certificate_or_password_is_told_as_such(kafka: KafkaSer
         bootstrap_servers=kafka.bootstrap_servers,
         topic="t",
         security_protocol="SSL",
-        unavailable_after_s=0.5,
-        request_timeout_s=0.4,
+        unavailable_after_s=2,
+        request_timeout_s=1.5,
     )
     opened = KafkaSource(tls)
     with pytest.raises(SourceUnavailable) as told:

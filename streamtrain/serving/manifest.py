@@ -8,7 +8,7 @@ holds an older manifest may find a file gone, and reads the manifest again.
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,8 +205,11 @@ class Manifest:
             ) from error
 
 
+_ENTRY_KEYS = [field.name for field in fields(Entry)]
+
+
 def _to_json(entry: Entry) -> dict[str, Any]:
-    return {"name": entry.name, **asdict(entry)}
+    return {"name": entry.name, **{name: getattr(entry, name) for name in _ENTRY_KEYS}}
 
 
 def _from_json(entry: dict[str, Any]) -> Entry:

@@ -154,7 +154,7 @@ class Daemon:
                 Progress(self.head),
                 NOTHING,  # type: ignore[arg-type]
             )
-        committer = Committer(log, log.digest(self.head), self._announce, NOTHING)
+        committer = Committer(log, log.continue_from(self.head), self._announce, NOTHING)
         handoff = _Handoff(scheduler, world.settings.queue_chunks_max)
         any_handoff: Any = handoff
         trainer = Trainer(
@@ -243,9 +243,9 @@ class Daemon:
         self.head = record.epoch
 
     def _open_export(self, log: EpochLog) -> ExportRunner | None:
-        if not self._alone:
-            return None
         settings, scheduler = self._world.settings, self._world.scheduler
+        if not (self._alone and settings.exports):
+            return None
         exports = DeltaSettings(
             path=str(self._world.exports_path),
             base_every_epochs=settings.export_base_every_epochs,

@@ -1,31 +1,70 @@
-"""A disk that remembers what is durable: real files, of which a power cut takes back what was not synced."""
+"""A disk in memory that remembers what is durable: a power cut takes back what was not synced."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
+import numpy as np
+
+import exporters.deltas
+import streamtrain.log.epoch_log
+import streamtrain.log.files
+import streamtrain.log.ranges
+import streamtrain.log.reader
+import streamtrain.log.verify
+import streamtrain.serving.follower
 from streamtrain.log.files import Files
+from streamtrain.log.reader import LogReader
+from tests.simulation.loom import running
 from tests.simulation.scheduler import Process, Scheduler
 
-__all__ = ["Disk", "Glances", "SimulatedFiles"]
+__all__ = ["PATCHES", "Disk", "Glances", "Reading", "SimulatedFiles", "WorldPath"]
 
 Bytes = bytes | memoryview
 
 
 @dataclass(slots=True, eq=False)
 class _Inode:
+    """A file's content.
+
+    Attributes:
+      number: its own; a new one where a power cut has changed the content.
+      synced: what a power cut leaves for certain.
+      held: by the flock of the process that writes it.
+      parsed: what readers made of the content; see `contents`.
+    """
+
+    number: int
     data: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
+    held: bool = True
+    parsed: dict[Any, Any] = field(default_factory=dict)
+    _content: bytes | None = None
 
     @property
     def dirty(self) -> bool:
         return self.synced != self.data
+
+    @property
+    def content(self) -> bytes:
+        """The data as it is now, copied once for all readers."""
+        if self._content is None:
+            self._content = bytes(self.data)
+        return self._content
+
+    def changed(self) -> None:
+        self._content = None
+        if self.parsed:
+            self.parsed = {}
 
 
 class Disk:
@@ -55,10 +94,15 @@ class Disk:
         self.durable: dict[str, dict[str, _Inode]] = {}
         self._pending: dict[str, list[tuple[str, _Inode | None]]] = {}
         self.inodes: dict[int, _Inode] = {}
+        self._numbers = count(1)
+        scheduler.disk = self
+
+    def new(self) -> _Inode:
+        return _Inode(next(self._numbers))
 
     def add(self, path: Path, inode: _Inode | None) -> None:
         """`path` now names `inode`; None: nothing."""
-        directory, name = os.path.split(path)
+        directory, name = _place(path)
         names = self.live.setdefault(directory, {})
         if inode is None:
             names.pop(name, None)
@@ -68,11 +112,18 @@ class Disk:
 
     def inode(self, path: Path) -> _Inode:
         """What `path` names. Raises FileNotFoundError."""
-        directory, name = os.path.split(path)
-        try:
-            return self.live[directory][name]
-        except KeyError:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+        if (inode := self.find(path)) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return inode
+
+    def find(self, path: Path) -> _Inode | None:
+        """What `path` names, or None."""
+        directory, name = _place(path)
+        names = self.live.get(directory)
+        return None if names is None else names.get(name)
+
+    def is_directory(self, path: Path) -> bool:
+        return str(path) in self.live
 
     def durable_names(self, directory: Path) -> Collection[str]:
         """The names that a power cut leaves in a directory."""
@@ -101,18 +152,13 @@ class Disk:
         random = self.scheduler.random
         for directory in list(self.live):
             self._settle(directory, random.randint(0, len(self._pending.get(directory, ()))))
-            before, after = self.live[directory], dict(self.durable.get(directory, {}))
-            for name in before.keys() - after.keys():
-                Path(directory, name).unlink()
-            for name, inode in after.items():
-                torn = inode.dirty
-                if torn:
+            after = dict(self.durable.get(directory, {}))
+            for inode in after.values():
+                if inode.dirty:
                     inode.data = self._torn(inode)
                     inode.synced = bytes(inode.data)
-                if torn or before.get(name) is not inode:
-                    # A new file, because memory mapped from the old one must not shrink.
-                    Path(directory, name).unlink(missing_ok=True)
-                    Path(directory, name).write_bytes(inode.data)
+                    inode.number = next(self._numbers)
+                    inode.changed()
             self.live[directory] = after
 
     def _torn(self, inode: _Inode) -> bytearray:
@@ -125,27 +171,75 @@ class Disk:
         return inode.data[:at] + (bytearray(len(inode.data) - at) if kind == 2 else b"")
 
 
-class _Reading(io.BytesIO):
-    """A file to read; the real one only where its lock is wanted."""
+def _place(path: Path) -> tuple[str, str]:
+    """Directory and name."""
+    return path.place if isinstance(path, WorldPath) else os.path.split(path)
 
-    def __init__(self, path: Path, data: Bytes) -> None:
-        super().__init__(data)
-        self._path = path
-        self._file: io.FileIO | None = None
 
-    def fileno(self) -> int:
-        if self._file is None:
-            self._file = io.FileIO(self._path)
-        return self._file.fileno()
+class WorldPath(type(Path())):  # type: ignore[misc]
+    """A path whose file is in the memory of the world that runs, but for locks; what is joined to it is kept."""
 
-    def close(self) -> None:
-        super().close()
-        if self._file is not None:
-            self._file.close()
+    def __new__(cls, *parts: Path | str) -> WorldPath:
+        first = parts[0]
+        return first if len(parts) == 1 and isinstance(first, WorldPath) else super().__new__(cls, *parts)
+
+    _children: dict[str, WorldPath] | None = None
+
+    def __truediv__(self, name: Any) -> WorldPath:
+        if self._children is None:
+            self._children = {}
+        if (child := self._children.get(name)) is None:
+            child = self._children[name] = super().__truediv__(name)
+        return child
+
+    _place: tuple[str, str] | None = None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Directory and name."""
+        if self._place is None:
+            self._place = os.path.split(self)
+        return self._place
+
+    def absolute(self) -> WorldPath:
+        return self
+
+    def exists(self, **_: Any) -> bool:
+        disk = running().disk
+        return disk.find(self) is not None or disk.is_directory(self)
+
+    def stat(self, **_: Any) -> Any:
+        """As far as it is asked for. Of what is not in memory, the real one: a lock's."""
+        if (inode := running().disk.find(self)) is None:
+            return super().stat(**_)
+        return SimpleNamespace(st_mtime_ns=inode.number, st_ino=inode.number, st_size=len(inode.data))
+
+    def iterdir(self) -> Iterator[WorldPath]:
+        return iter([self / name for name in running().disk.live[str(self)]])
+
+    def open(self, *_: Any, **__: Any) -> Reading:  # type: ignore[override]
+        return Reading(running().disk.inode(self))
+
+    def read_bytes(self) -> bytes:
+        return running().disk.inode(self).content
+
+
+class Reading(io.BytesIO):
+    """A file to read."""
+
+    def __init__(self, inode: _Inode) -> None:
+        super().__init__(inode.content)
+        self.inode = inode
+
+
+def _flock(file: Reading, _: int) -> None:
+    """The lock of a file that another process writes, if it lives."""
+    if file.inode.held:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 class Glances(Files):
-    """The file layer of somebody who is not in the world: answered from memory, for the system's calls are dear."""
+    """The file layer of somebody who is not in the world: no others run, nothing fails."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -154,14 +248,17 @@ class Glances(Files):
         return list(self._disk.live.get(str(path), ()))
 
     def exists(self, path: Path) -> bool:
-        directory, name = os.path.split(path)
-        return name in self._disk.live.get(directory, ()) or str(path) in self._disk.live
+        return self._disk.find(path) is not None or self._disk.is_directory(path)
 
     def size(self, path: Path) -> int:
         return len(self._disk.inode(path).data)
 
     def open(self, path: Path) -> BinaryIO:
-        return _Reading(path, self._disk.inode(path).data)
+        return Reading(self._disk.inode(path))
+
+    def map(self, file: BinaryIO) -> Any:
+        assert isinstance(file, Reading)
+        return file.inode.content
 
 
 class SimulatedFiles(Glances):
@@ -175,7 +272,7 @@ class SimulatedFiles(Glances):
 
     def _close_all(self) -> None:
         for descriptor in self._open:
-            os.close(descriptor)
+            self._disk.inodes.pop(descriptor).held = False
         self._open.clear()
 
     def _call(self, name: str, *, grows: bool = False) -> None:
@@ -195,63 +292,73 @@ class SimulatedFiles(Glances):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def make_directory(self, path: Path) -> None:
-        super().make_directory(path)
-        self._disk.live.setdefault(str(path), {})
+        if str(path) not in self._disk.live:
+            # Locks are real, and so is the directory that holds one.
+            super().make_directory(path)
+            self._disk.live[str(path)] = {}
 
     def create(self, path: Path) -> int:
         self._call("create", grows=True)
-        descriptor = super().create(path)
-        self._open.add(descriptor)
-        inode = self._disk.inodes[descriptor] = _Inode()
+        self._refuse_taken(path)
+        inode = self._disk.new()
+        self._disk.inodes[inode.number] = inode
+        self._open.add(inode.number)
         self._disk.add(path, inode)
-        return descriptor
+        return inode.number
 
     def write(self, descriptor: int, data: Bytes) -> None:
         self._call("write", grows=True)
-        super().write(descriptor, data)
-        self._disk.inodes[descriptor].data += data
+        inode = self._disk.inodes[descriptor]
+        inode.data += data
+        inode.changed()
 
     def patch(self, descriptor: int, offset: int, data: Bytes) -> None:
         self._call("patch", grows=True)
-        super().patch(descriptor, offset, data)
-        self._disk.inodes[descriptor].data[offset : offset + len(data)] = data
+        inode = self._disk.inodes[descriptor]
+        inode.data[offset : offset + len(data)] = data
+        inode.changed()
 
     def sync(self, descriptor: int) -> None:
         self._call("sync")
         inode = self._disk.inodes[descriptor]
-        inode.synced = bytes(inode.data)
+        inode.synced = inode.content
 
     def close(self, descriptor: int) -> None:
         self._call("close")
         self._open.discard(descriptor)
-        super().close(descriptor)
+        self._disk.inodes.pop(descriptor).held = False
 
     def link(self, source: Path, target: Path) -> None:
         self._call("link", grows=True)
-        super().link(source, target)
-        self._disk.add(target, self._disk.inode(source))
+        inode = self._disk.inode(source)
+        self._refuse_taken(target)
+        self._disk.add(target, inode)
         self._call("linked")
+
+    def _refuse_taken(self, path: Path) -> None:
+        if self._disk.find(path) is not None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
     def replace(self, source: Path, target: Path) -> None:
         self._call("replace")
-        super().replace(source, target)
+        self._move(source, target)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._call("rename")
+        self._move(source, target)
+
+    def _move(self, source: Path, target: Path) -> None:
         self._disk.add(target, self._disk.inode(source))
         self._disk.add(source, None)
 
     def unlink(self, path: Path) -> None:
         self._call("unlink")
-        super().unlink(path)
+        self._disk.inode(path)
         self._disk.add(path, None)
 
     def sync_directory(self, path: Path) -> None:
         self._call("sync_directory")
         self._disk.sync(path)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._call("rename")
-        super().rename(source, target)
-        self._disk.add(target, self._disk.inode(source))
-        self._disk.add(source, None)
 
     def names(self, path: Path) -> list[str]:
         self._call("names")
@@ -264,3 +371,24 @@ class SimulatedFiles(Glances):
     def open(self, path: Path) -> BinaryIO:
         self._call("open")
         return super().open(path)
+
+
+PATCHES: list[tuple[Any, str, Any]] = [
+    (streamtrain.log.reader, "Path", WorldPath),
+    (streamtrain.log.epoch_log, "Path", WorldPath),
+    (exporters.deltas, "Path", WorldPath),
+    (streamtrain.serving.follower, "Path", WorldPath),
+    (
+        streamtrain.log.files,
+        "fcntl",
+        SimpleNamespace(flock=_flock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB),
+    ),
+    (
+        streamtrain.log.verify,
+        "LogReader",
+        SimpleNamespace(open=lambda path: LogReader.open(path, Glances(running().disk))),
+    ),
+    (streamtrain.log.ranges, "tempfile", SimpleNamespace(TemporaryFile=lambda dir: io.BytesIO())),
+    (streamtrain.log.ranges, "_mapped", lambda file, dtype: np.frombuffer(file.getvalue(), dtype)),
+]
+"""What makes the product's paths and nameless files those of the world."""

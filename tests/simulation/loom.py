@@ -6,6 +6,7 @@ is the code that ships.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections import deque
@@ -213,7 +214,11 @@ _PATCHES: list[tuple[Any, str, Any]] = [
     (streamtrain.training.committer, "queue", SimpleNamespace(Queue=_Queue)),
     (streamtrain.training.committer, "time", _TIME),
     (streamtrain.log.reader, "threading", _THREADING),
-    (streamtrain.store.applier, "asyncio", SimpleNamespace(Lock=_Lock, Event=_Event, to_thread=_to_thread)),
+    (
+        streamtrain.store.applier,
+        "asyncio",
+        SimpleNamespace(Lock=_Lock, Event=asyncio.Event, to_thread=_to_thread),
+    ),
     (streamtrain.store.prefetch, "asyncio", SimpleNamespace(sleep=_sleep)),
     (exporters.deltas, "threading", _THREADING),
     (exporters.deltas, "ThreadPoolExecutor", _Executor),

@@ -8,14 +8,14 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 
-from tests.simulation import contents, follower
+from tests.simulation import contents, disk, follower
 from tests.simulation.loom import woven
 from tests.simulation.mutations import mutated
 from tests.simulation.world import Outcome, simulate
 
 __all__ = ["pin", "run_chunk", "run_seeds"]
 
-_WORLDS_PER_COLLECTION = 5
+_WORLDS_PER_COLLECTION = 25
 
 
 def run_seeds(seeds: Iterable[int], mutation: str | None = None) -> Iterator[Outcome]:
@@ -27,15 +27,17 @@ def run_seeds(seeds: Iterable[int], mutation: str | None = None) -> Iterator[Out
     level = logging.root.manager.disable
     # The product warns of every fault that it meets, and here it meets thousands.
     logging.disable(logging.CRITICAL)
-    # Cycles hold mapped files, and so descriptors; what was imported has no part in them.
+    # A world leaves a thousand objects in cycles, all of which die with it; what was imported has no part in them.
     gc.freeze()
     gc.disable()
     try:
-        with woven([*contents.PATCHES, *follower.PATCHES]), mutated(mutation):
+        with woven([*disk.PATCHES, *contents.PATCHES, *follower.PATCHES]), mutated(mutation):
             for done, seed in enumerate(seeds, 1):
                 yield simulate(seed)
-                if done % _WORLDS_PER_COLLECTION == 0:
+                if done % _WORLDS_PER_COLLECTION == 1:
                     gc.collect()
+                    # What is left outlives worlds: modules that the first one imported, compiled kernels, traces.
+                    gc.freeze()
     finally:
         gc.enable()
         gc.unfreeze()

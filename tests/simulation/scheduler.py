@@ -64,15 +64,18 @@ class Scheduler:
       now: seconds; moves at every switch.
       random: the dice of this world.
       failure: what ended the run, if anything did.
-      parsed: files by path and content; see `contents`.
+      parsed: what was parsed once, see `contents`.
+      disk: the world's, once it is made.
     """
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self._dice = self.random.random
         self.now = 1000.0
         self.failure: BaseException | None = None
         self.picks = 0
         self.parsed: dict[Any, Any] = {}
+        self.disk: Any = None
         self.trace: list[tuple[float, str, str]] = []
         self.processes: list[Process] = []
         self._fibers: list[Fiber] = []
@@ -90,10 +93,11 @@ class Scheduler:
 
     def point(self) -> None:
         """Others may run here. Raises Died where the process is gone."""
-        if self.current.process.dead:
+        fiber = self.current
+        if fiber.process.dead:
             raise Died
-        if self.current is not self._main and self.random.random() < self._switch_share:
-            self._switch(self.current)
+        if fiber is not self._main and self._dice() < self._switch_share:
+            self._switch(fiber)
 
     def wait(self, ready: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Runs others until `ready` or the time is over; whether it is ready."""
@@ -190,21 +194,23 @@ class Scheduler:
         self.picks += 1
         if self.picks > _PICKS_MAX:
             self.fail(Stuck(f"no end after {_PICKS_MAX} switches"))
-        self.now += self.random.random() * 0.002
+        self.now += self._dice() * 0.002
         while not self._stopped:
             if able := self._able():
-                return able[int(self.random.random() * len(able))]
+                return able[int(self._dice() * len(able))]
             self._jump()
         return self._main
 
     def _able(self) -> list[Fiber]:
         now, able = self.now, []
         for fiber in self._fibers:
-            if fiber.process.paused_until <= now:
-                ready, deadline = fiber.ready, fiber.deadline
-                due = ready is None or (deadline is not None and deadline <= now)
-                if due or (ready is not _never and ready()):
-                    able.append(fiber)
+            ready = fiber.ready
+            if ready is _never:
+                able_now = fiber.deadline is not None and fiber.deadline <= now
+            else:
+                able_now = ready is None or ready() or (fiber.deadline is not None and fiber.deadline <= now)
+            if able_now and fiber.process.paused_until <= now:
+                able.append(fiber)
         return able
 
     def _jump(self) -> None:

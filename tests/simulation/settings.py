@@ -17,6 +17,7 @@ class Settings:
     Attributes:
       store: rows live in the store, and are pulled; else all of them are in memory.
       reader: a registered reader follows the log, which collects less then.
+      exports: epochs are exported and followed: two fifths of what a world costs, so it is not every world's.
     """
 
     store: bool
@@ -26,6 +27,7 @@ class Settings:
     epoch_interval_s: float
     base_every_epochs: int
     keep_epochs: int
+    exports: bool
     export_base_every_epochs: int
     export_keep_bases: int
 
@@ -41,6 +43,7 @@ class Settings:
             epoch_interval_s=random.choice([0.05, 0.1, 0.3]),
             base_every_epochs=random.choice([2, 3, 5]),
             keep_epochs=random.choice([1, 2, 5]),
+            exports=random.random() < 0.5,
             export_base_every_epochs=random.choice([1, 2, 4]),
             export_keep_bases=random.choice([1, 2]),
         )

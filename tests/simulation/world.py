@@ -10,7 +10,7 @@ from pathlib import Path
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.reader import LogReader
 from tests.simulation.daemon import World
-from tests.simulation.disk import Disk, Glances, SimulatedFiles
+from tests.simulation.disk import Disk, Glances, SimulatedFiles, WorldPath
 from tests.simulation.ledger import JOB
 from tests.simulation.loom import within
 from tests.simulation.nemesis import Nemesis
@@ -66,7 +66,7 @@ def _simulate(seed: int, directory: Path) -> Outcome:
     scheduler = Scheduler(seed)
     with within(scheduler):
         disk, store = Disk(scheduler), Shards(scheduler)
-        log_path, exports_path = directory / "log", directory / "exports"
+        log_path, exports_path = WorldPath(directory / "log"), WorldPath(directory / "exports")
         settings, stream = (
             Settings.roll(scheduler.random),
             Stream.make(scheduler.random, scheduler.now, _STREAM_S),

@@ -179,7 +179,7 @@ class Service:
             resident = learner.sparse.resident
             prefetch = make_prefetch(job, store, applier, progress, resident, self._metrics)
 
-        self._committer = Committer(log, log.digest(head.epoch), self._announcer(head), self._metrics)
+        self._committer = Committer(log, log.continue_from(head.epoch), self._announcer(head), self._metrics)
         stack.push_async_callback(asyncio.to_thread, self._committer.close)
         handoff = Handoff(job.training.queue_chunks_max)
         guard = BadSampleGuard(job.training.bad_samples)

@@ -136,7 +136,7 @@ async def claim(log: EpochLog, learner: Learner, restorer: Restorer) -> EpochRec
         record = learner.cut()
         record = dataclasses.replace(
             record,
-            previous=await asyncio.to_thread(log.digest, last.epoch),
+            previous=await asyncio.to_thread(log.continue_from, last.epoch),
             committed_at_ms=time.time_ns() // 1_000_000,
             writer=writer_name(),
             notes={**record.notes, "took_over": last.writer},

@@ -160,6 +160,18 @@ class EpochLog(LogReader):
             target,
         )
 
+    def continue_from(self, epoch: int) -> str:
+        """The digest of the epoch that this writer has: the `previous` of the one that it appends next.
+
+        Raises:
+          Fenced: another writer has gone far beyond it, and has collected it.
+          LogError: it cannot be read.
+        """
+        try:
+            return self.digest(epoch)
+        except EpochMissing:
+            raise self._left_behind(epoch) from None
+
     def append(self, record: EpochRecord) -> str:
         """Makes the next epoch durable: the only commit point there is.
 

@@ -22,6 +22,7 @@ from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import restored
 from streamtrain.log.rollback import rollback
 from streamtrain.ownership import Candidate, FailoverSettings
+from streamtrain.recovering import Recovering
 from streamtrain.restorer import Restorer
 from streamtrain.service import Service
 from streamtrain.sources import Chunk, SourceSettings
@@ -237,6 +238,28 @@ async def test_a_claim_that_comes_after_another_daemons_leaves_the_log_to_that_o
         await claim(log, woken, restorer)
     goes_on = dataclasses.replace(owner.cut(), previous=log.digest(its_restorer.epoch), writer="owner/1")
     assert original(its_log, goes_on) == log.digest(log.head() or 0)
+
+
+async def test_a_start_that_is_paused_until_its_epoch_is_collected_is_fenced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between recovering an epoch and beginning to write behind it (simulation seed 107523)."""
+    await learn(tmp_path, chunk(0, 8))
+    recover = Recovering.finish
+
+    async def paused(self: Recovering, *arguments: Any) -> EpochRecord:
+        record = await recover(self, *arguments)
+        other, restorer = follower(tmp_path)
+        log = EpochLog.open(tmp_path / "model")
+        for _ in range(3):
+            await claim(log, other, restorer)
+        fold(log.path)
+        log.collect(1)
+        return record
+
+    monkeypatch.setattr(Recovering, "finish", paused)
+    with pytest.raises(Fenced, match="has gone far beyond epoch"):
+        await learn(tmp_path, chunk(8, 16))
 
 
 async def test_a_takeover_reads_and_writes_the_log_beside_the_loop(

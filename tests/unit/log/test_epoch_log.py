@@ -379,6 +379,15 @@ def test_a_writer_that_wakes_when_its_epoch_is_collected_is_fenced(log: EpochLog
     assert log.head() == 6
 
 
+def test_a_writer_whose_epoch_is_collected_before_it_begins_is_fenced(log: EpochLog) -> None:
+    append_epochs(log, 6)
+    fold(log.path)
+    log.collect(1)
+    with pytest.raises(Fenced, match="gone far beyond epoch 1"):
+        log.continue_from(1)
+    assert log.continue_from(6) == log.digest(6)
+
+
 def test_a_writer_that_wakes_when_the_head_it_saw_is_collected_is_fenced(log: EpochLog) -> None:
     """Paused between looking for the head and reading its digest (simulation seed 100651)."""
 

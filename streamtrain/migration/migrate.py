@@ -114,7 +114,9 @@ def plan(job: Job, log: LogReader, epoch: int | None = None) -> Migration:
             f"log.path = {str(log.path)!r}"
         )
     _check_shared(before, job)
-    folded = restored(log, _folded, upto=_epoch(log, epoch))
+    begins = _epoch(log, epoch)
+    notes = _notes(log, begins)
+    folded = restored(log, _folded, upto=begins)
     tables: dict[str, TableRows] = {}
     moves: list[TableMove] = []
     for name in [*job.tables, *(name for name in before.tables if name not in job.tables)]:
@@ -125,7 +127,6 @@ def plan(job: Job, log: LogReader, epoch: int | None = None) -> Migration:
             tables[name] = carried
     filtered = _same_admission(before, job)
     dense = moved(folded.dense, before, job)
-    described = log.describe(folded.epoch)
     record = replace(
         folded,
         epoch=0,
@@ -138,7 +139,7 @@ def plan(job: Job, log: LogReader, epoch: int | None = None) -> Migration:
         dense=dense.arrays,
         event_time_ms=None,
         record_time_ms=None,
-        notes=dict(described.notes or _notes_before(log, folded.epoch)),
+        notes=dict(notes),
     )
     return Migration(
         log.model.model_id, folded.epoch, folded.samples_total, changes, tuple(moves), dense, record
@@ -249,15 +250,15 @@ def _whole(tensor: np.ndarray | Stream) -> np.ndarray:
     return whole
 
 
-def _notes_before(log: LogReader, epoch: int) -> Mapping[str, str]:
-    """The notes of the newest record up to `epoch` that has any: a base has none."""
-    for older in range(epoch, -1, -1):
-        try:
-            if notes := log.describe(older).notes:
-                return notes
-        except EpochMissing:
-            break
-    return {}
+def _notes(log: LogReader, epoch: int) -> Mapping[str, str]:
+    """What an epoch's record says of its positions: of which topic they are, and what was lost. A base does not say it."""
+    epochs = log.epochs()
+    if epochs and epoch < epochs[0]:
+        raise EpochMissing(
+            f"{log.path} has no record of epoch {epoch} any more, only a base, which does not say of which topic its "
+            f"positions are: migrate from epoch {epochs[0]} or a later one (--epoch)"
+        )
+    return log.describe(epoch).notes
 
 
 def _show(value: Any) -> str:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from streamtrain.config import load_job
-from streamtrain.errors import LogError
+from streamtrain.errors import EpochMissing, LogError
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Files
+from streamtrain.log.fold import fold
+from streamtrain.log.readers import Holding
 from streamtrain.log.recovery import recover
 from streamtrain.migration.migrate import migrate, plan
 from streamtrain.serving import Follower
@@ -136,6 +138,24 @@ def test_what_cannot_be_shared_is_refused_in_words(
 class _Full(Files):
     def rename(self, source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
+
+
+def test_an_epoch_of_which_only_a_base_is_left_is_refused_for_its_positions_name_no_topic(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "samples.jsonl", with_cities(samples(100)))
+    for _ in range(2):
+        learn(config(tmp_path))
+        base = fold(tmp_path / "model")
+        write(tmp_path / "samples.jsonl", with_cities(samples(100)), "a")
+    log = EpochLog.open(tmp_path / "model")
+    log.collect(1, holding=Holding(lease_s=0.0))  # the daemons' exporter is registered
+    first, *_ = log.bases()
+    assert log.epochs() == [base] and first < base
+    job = load_job(new_config(tmp_path))
+    with pytest.raises(EpochMissing, match=f"migrate from epoch {base} or a later one"):
+        plan(job, log, first)
+    assert plan(job, log, base).record.notes == log.read(base).notes
 
 
 def test_a_migration_that_fails_leaves_nothing_that_a_daemon_would_take_for_a_new_model(

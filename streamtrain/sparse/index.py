@@ -7,18 +7,20 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import TableFull
 from streamtrain.sparse import probing
-from streamtrain.sparse.memory import as_input, reserve
+from streamtrain.sparse.memory import as_input, give_back, reserve
 
-__all__ = ["IdSet", "Index"]
+__all__ = ["SLOTS_MIN", "IdSet", "Index"]
 
-SLOTS_MIN = 1024
+SLOTS_MIN = 1 << probing.BITS_MIN
+GIVE_BACK = 1 << 22
+"""Slots, 32 MiB: as much memory is given back at once at most, which takes a millisecond."""
 
 
 class Index:
     """A map from ids (any uint64) to row numbers below `rows_max`. Rows of erased ids are handed out again.
 
-    It takes 8 bytes a row for the ids and 11 to 23 for the slots. One thread may write; `find` may run in any number
-    of threads as long as none writes.
+    It takes 8 bytes a row for the ids and 11 to 25 for the slots. It grows and shrinks in place, by a few slots with each
+    id that comes or goes; see `probing`. One thread may write; `find` may run in any number of threads as long as none writes.
     """
 
     def __init__(self, name: str, rows_max: int) -> None:
@@ -32,16 +34,24 @@ class Index:
         self.name, self.rows_max = name, rows_max
         self.row_ids: NDArray[np.uint64] = reserve((rows_max,), np.uint64, name)
         """`[rows_max]` uint64, by row the id in it; of rows that are not in use, nothing is promised."""
-        self._slots = np.zeros(SLOTS_MIN, np.uint64)
-        self._state = np.zeros(3, np.int64)
+        # Behind the largest size there is room for all ids, if they had the last home; and for an end.
+        self._slots: NDArray[np.uint64] = reserve((slots_for(rows_max) + rows_max + 1,), np.uint64, name)
+        self._state = np.zeros(5, np.int64)
+        self._touched = 0
+        self._resize(SLOTS_MIN)
 
     def __len__(self) -> int:
         return int(self._state[probing.LIVE])
 
     @property
     def entries(self) -> NDArray[np.uint64]:
-        """`[S]` uint64, the slots of `probing`, for kernels that only read; valid until an id is inserted."""
+        """The slots of `probing`, for kernels that only read."""
         return self._slots
+
+    @property
+    def layout(self) -> tuple[int, int]:
+        """`state[BITS]` and `state[SPLIT]` of `probing`: where in `entries` an id has its home. Changes with any change."""
+        return int(self._state[probing.BITS]), int(self._state[probing.SPLIT])
 
     @property
     def rows_high(self) -> int:
@@ -51,12 +61,12 @@ class Index:
     @property
     def memory_bytes(self) -> int:
         """Bytes of memory in use."""
-        return self._slots.nbytes + 8 * self.rows_high
+        return 8 * self._touched + 8 * self.rows_high
 
     def find(self, ids: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Each id's row (`[N]` int32), or -1 where it is not there."""
         rows = np.empty(len(ids), np.int32)
-        probing.find(as_input(ids, np.uint64), self._slots, self.row_ids, rows)
+        probing.find(as_input(ids, np.uint64), self._slots, self._state, self.row_ids, rows)
         return rows
 
     def find_or_insert(
@@ -77,36 +87,44 @@ class Index:
             right for all of them.
         """
         ids = as_input(ids, np.uint64)
-        before, done = len(self), 0
-        while True:
-            done = probing.find_or_insert(ids, done, self._slots, self.row_ids, self._state, rows, fresh)
-            if done == len(ids):
-                return len(self) - before
-            if len(self) == self.rows_max:
-                fresh[done:] = False
-                raise TableFull(
-                    f"{self.name} holds rows_max = {self.rows_max} rows and a new id came; raise rows_max "
-                    "(memory is taken only for rows that exist), or let fewer ids in by admission or expiry"
-                )
-            self._grow(2 * len(self._slots))
+        before = len(self)
+        done = probing.find_or_insert(ids, self._slots, self.row_ids, self._state, rows, fresh)
+        self._touched = max(self._touched, self._extent)
+        if done < len(ids):
+            fresh[done:] = False
+            raise TableFull(
+                f"{self.name} holds rows_max = {self.rows_max} rows and a new id came; raise rows_max "
+                "(memory is taken only for rows that exist), or let fewer ids in by admission or expiry"
+            )
+        return len(self) - before
 
     def make_room(self, count: int) -> None:
-        """Grows at once to what `count` ids take, where they are more than it has room for: no id is moved twice."""
-        size = len(self._slots)
-        while size * 7 // 10 < min(count, self.rows_max):
-            size *= 2
-        if size > len(self._slots):
-            self._grow(size)
+        """Where nothing is held yet, takes the size at once to which `count` ids would make it grow."""
+        if not len(self):
+            self._resize(max(slots_for(min(count, self.rows_max)), 1 << self.layout[0]))
 
-    def _grow(self, size: int) -> None:
-        larger = np.zeros(size, np.uint64)
-        probing.rehash(self._slots, larger)
-        self._slots = larger
+    def _resize(self, slots: int) -> None:
+        self._state[probing.BITS], self._state[probing.SPLIT] = slots.bit_length() - 1, slots
+        self._touched = max(self._touched, slots)
+
+    @property
+    def _extent(self) -> int:
+        """Slots from the first to the last home."""
+        bits, split = self.layout
+        return 1 << (bits if split == 1 << bits else bits + 1)
+
+    def _give_back(self) -> None:
+        """Gives memory behind the last home back, a piece at a time, once what was there has been moved."""
+        if self._touched > (extent := self._extent):
+            end = self._touched
+            self._touched = max(extent, end - GIVE_BACK)
+            give_back(self._slots, probing.run_end(self._slots, self._touched), end)
 
     def erase(self, ids: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Removes ids; returns the row that each had (`[N]` int32), or -1 where it was not there."""
         rows = np.empty(len(ids), np.int32)
         probing.erase(as_input(ids, np.uint64), self._slots, self.row_ids, self._state, rows)
+        self._give_back()
         return rows
 
     def ids_of(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
@@ -119,6 +137,14 @@ class Index:
         probing.live_rows(self._slots, rows)
         rows.sort()
         return rows
+
+
+def slots_for(ids: int) -> int:
+    """The size at which an index with `ids` ids does not grow: a power of two."""
+    slots = SLOTS_MIN
+    while 100 * ids > probing.GROW_ABOVE * slots:
+        slots *= 2
+    return slots
 
 
 class IdSet:

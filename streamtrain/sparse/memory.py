@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from streamtrain.errors import ConfigError
 
-__all__ = ["aligned_empty", "as_input", "reserve"]
+__all__ = ["aligned_empty", "as_input", "give_back", "reserve"]
 
 CACHE_LINE = 64
 HUGE_PAGE = 2 << 20
@@ -51,6 +51,23 @@ def reserve(shape: tuple[int, ...], dtype: DTypeLike, purpose: str) -> NDArray[A
         # those. The first 2 MiB stay small pages: a small table should not cost a huge one.
         memory.madvise(mmap.MADV_HUGEPAGE, HUGE_PAGE, size - HUGE_PAGE)
     return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
+
+
+def give_back(array: NDArray[Any], first: int, end: int) -> None:
+    """Gives the memory of `array[first:end]` back to the system, but for pages that it shares with what lies around it.
+
+    Args:
+      array: whole, from `reserve`; what is given back reads as zeros from then on, or as it was where the system cannot do it.
+    """
+    memory: Any = array
+    while not isinstance(memory, mmap.mmap):
+        memory = memory.obj if isinstance(memory, memoryview) else memory.base
+    row = array.strides[0]
+    start = -(-first * row // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = end * row // mmap.PAGESIZE * mmap.PAGESIZE - start
+    # Elsewhere it may leave the contents, or zero them only later.
+    if sys.platform == "linux" and size > 0:
+        memory.madvise(mmap.MADV_DONTNEED, start, size)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

@@ -1,8 +1,16 @@
-"""Kernels of the hash maps: open addressing with linear probing over 64-bit slots.
+"""Kernels of the hash maps: open addressing with linear probing over 64-bit slots, which grow and shrink in place.
 
 A slot packs `tag << 32 | row + 1`; 0 is an empty slot. The tag is the upper half of the mixed id, and the upper bits
-of the tag are the id's home slot, so that a map doubles without looking at the ids: it is one sequential pass. A
-false match of tags costs one comparison with `row_ids`, never an answer.
+of the tag are the id's home slot, so that slots are in the order of tags but for collisions: neighbours in memory are
+neighbours in tag. An entry lies at its home or behind it, with no empty slot in between. A false match of tags costs one
+comparison with `row_ids`, never an answer.
+
+Between two sizes, S = 2^`state[BITS]` and 2 S, one number tells which home an id has: coarse homes (of S) below `state[SPLIT]`
+are in use, those from there on are split into two fine ones (of 2 S) each. Coarse homes take the front of the memory, fine
+ones what follows from 2 `state[SPLIT]` on: homes ascend with tags at any time. Growing moves the split down, entries of one
+coarse home at a time, shrinking moves it up; either ends at a whole size. Nothing wraps around: what the last homes cannot
+hold lies behind them. So no operation ever moves more than a few entries for each id that it inserts or removes, and an
+id is found at any moment by one probe of one memory (linear hashing: Litwin, VLDB 1980; here over one contiguous array).
 
 Row numbers are handed out in ascending order, those of erased ids first (the last erased first). Maps are read by
 any number of threads while none writes.
@@ -15,10 +23,30 @@ from numpy.typing import NDArray
 
 from streamtrain.sparse.jit import kernel, prefetch
 
-__all__ = ["FREE", "HIGH", "LIVE", "erase", "find", "find_or_insert", "live_rows", "rehash", "unite"]
+__all__ = [
+    "BITS",
+    "BITS_MIN",
+    "FREE",
+    "GROW_ABOVE",
+    "HIGH",
+    "LIVE",
+    "SPLIT",
+    "erase",
+    "find",
+    "find_or_insert",
+    "live_rows",
+    "run_end",
+    "unite",
+]
 
-LIVE, HIGH, FREE = 0, 1, 2
-"""Places in a map's `state`: ids held, rows ever handed out, 1 + the newest free row (0: none)."""
+LIVE, HIGH, FREE, BITS, SPLIT = 0, 1, 2, 3, 4
+"""Places in a map's `state`: ids held, rows ever handed out, 1 + the newest free row (0: none), and how far it has grown."""
+
+BITS_MIN = 10
+GROW_ABOVE, SHRINK_BELOW = 65, 40
+"""Percent of S ids: above, coarse homes are split; below, fine ones are joined. In between, split ones stay so."""
+STRIDE = 16
+"""Coarse homes split for each id inserted (joined for each removed): done before there are 72 percent of S ids."""
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: Knuth, TAOCP 3, section 6.4.
 HALF = np.uint64(32)
@@ -45,87 +73,101 @@ def shift_of(size: int) -> np.uint64:
 
 
 @kernel
+def home_of(tag: np.uint64, coarse: np.uint64, split: np.uint64) -> np.int64:
+    """The home slot of a tag. coarse: 32 - `state[BITS]`; split: `state[SPLIT]`."""
+    home = tag >> coarse
+    if home >= split:
+        home = tag >> (coarse - ONE)
+    return np.int64(home)
+
+
+@kernel
 def prefetch_probe(
-    ids: NDArray[np.uint64], i: int, slots: NDArray[np.uint64], shift: np.uint64, row_ids: NDArray[np.uint64]
+    ids: NDArray[np.uint64],
+    i: int,
+    slots: NDArray[np.uint64],
+    coarse: np.uint64,
+    split: np.uint64,
+    row_ids: NDArray[np.uint64],
 ) -> None:
     """Asks for what the ids behind `ids[i]` will need: the slot of one far behind, then the row id of one near."""
     far, near = min(i + FAR, ids.size - 1), min(i + NEAR, ids.size - 1)
-    prefetch(slots, np.int64(tag_of(ids[far]) >> shift), 0)
-    entry = slots[np.int64(tag_of(ids[near]) >> shift)]
+    prefetch(slots, home_of(tag_of(ids[far]), coarse, split), 0)
+    entry = slots[home_of(tag_of(ids[near]), coarse, split)]
     prefetch(row_ids, np.int64(entry & LOW) - 1, 0)
 
 
 @kernel
 def find(
-    ids: NDArray[np.uint64], slots: NDArray[np.uint64], row_ids: NDArray[np.uint64], rows: NDArray[np.int32]
+    ids: NDArray[np.uint64],
+    slots: NDArray[np.uint64],
+    state: NDArray[np.int64],
+    row_ids: NDArray[np.uint64],
+    rows: NDArray[np.int32],
 ) -> None:
     """Looks ids up.
 
     Args:
       ids: `[N]` uint64, read-only, any values, may repeat.
-      slots: `[S]` uint64, S a power of two, at least one empty.
+      slots: `[M]` uint64, more than all homes and ids together.
+      state: `[5]` int64.
       row_ids: `[C]` uint64, by row the id in it.
       rows: `[N]` int32; overwritten with each id's row, or -1 where it is not there.
     """
-    mask = slots.size - 1
-    shift = shift_of(slots.size)
+    coarse, split = HALF - np.uint64(state[BITS]), np.uint64(state[SPLIT])
     for i in range(ids.size):
-        prefetch_probe(ids, i, slots, shift, row_ids)
+        prefetch_probe(ids, i, slots, coarse, split, row_ids)
         id = ids[i]
         tag = tag_of(id)
-        at = np.int64(tag >> shift)
+        at = home_of(tag, coarse, split)
         row = np.int64(-1)
         while slots[at] != EMPTY:
             entry = slots[at]
             if entry >> HALF == tag and row_ids[np.int64(entry & LOW) - 1] == id:
                 row = np.int64(entry & LOW) - 1
                 break
-            at = (at + 1) & mask
+            at += 1
         rows[i] = row
 
 
 @kernel
 def find_or_insert(
     ids: NDArray[np.uint64],
-    start: int,
     slots: NDArray[np.uint64],
     row_ids: NDArray[np.uint64],
     state: NDArray[np.int64],
     rows: NDArray[np.int32],
     fresh: NDArray[np.bool_],
 ) -> int:
-    """Looks up `ids[start:]`, giving those that are not there a row, until the map is full.
+    """Looks ids up, giving those that are not there a row, until there is none left. Grows as it goes.
 
     Args:
       ids: `[N]` uint64, read-only, any values, may repeat.
-      start: where to go on.
-      slots: `[S]` uint64, S a power of two; mutated, filled to at most 7 of 10.
+      slots: `[M]` uint64, more than all homes of the largest size and ids together; mutated.
       row_ids: `[C]` uint64; mutated.
-      state: `[3]` int64; mutated.
-      rows: `[N]` int32; overwritten from `start` with each id's row.
-      fresh: `[N]` bool; overwritten from `start`: whether the id was inserted here.
+      state: `[5]` int64; mutated.
+      rows: `[N]` int32; overwritten with each id's row.
+      fresh: `[N]` bool; overwritten: whether the id was inserted here.
 
     Returns:
-      Where it stopped: N, or the first id without room (in `slots`, or in `row_ids` where `state[LIVE] == C`).
+      Where it stopped: N, or the first id that got no row because `state[LIVE] == C`.
     """
-    mask = slots.size - 1
-    shift = shift_of(slots.size)
-    limit = min(slots.size * 7 // 10, row_ids.size)
-    for i in range(start, ids.size):
-        prefetch_probe(ids, i, slots, shift, row_ids)
+    coarse, split = HALF - np.uint64(state[BITS]), np.uint64(state[SPLIT])
+    for i in range(ids.size):
+        prefetch_probe(ids, i, slots, coarse, split, row_ids)
         id = ids[i]
         tag = tag_of(id)
-        at = np.int64(tag >> shift)
+        at = home_of(tag, coarse, split)
         row = np.int64(-1)
         while slots[at] != EMPTY:
             entry = slots[at]
             if entry >> HALF == tag and row_ids[np.int64(entry & LOW) - 1] == id:
                 row = np.int64(entry & LOW) - 1
                 break
-            at = (at + 1) & mask
+            at += 1
         fresh[i] = row < 0
         if row < 0:
-            if state[LIVE] >= limit:
+            if state[LIVE] == row_ids.size:
                 return i
             state[LIVE] += 1
             row = state[FREE] - 1
@@ -137,6 +179,9 @@ def find_or_insert(
                 state[HIGH] += 1
             row_ids[row] = id
             slots[at] = tag << HALF | np.uint64(row + 1)
+            if state[LIVE] * 100 > GROW_ABOVE << state[BITS]:
+                grow(slots, state)
+                coarse, split = HALF - np.uint64(state[BITS]), np.uint64(state[SPLIT])
         rows[i] = row
     return ids.size
 
@@ -149,7 +194,7 @@ def erase(
     state: NDArray[np.int64],
     rows: NDArray[np.int32],
 ) -> None:
-    """Removes ids and frees their rows, leaving no tombstones: later entries of the run move back over the hole.
+    """Removes ids and frees their rows, leaving no tombstones: later entries of the run move back over the hole. Shrinks.
 
     Args:
       ids: `[N]` uint64, read-only.
@@ -158,59 +203,159 @@ def erase(
 
     Source: Knuth, TAOCP 3, section 6.4, algorithm R.
     """
-    mask = slots.size - 1
-    shift = shift_of(slots.size)
+    coarse, split = HALF - np.uint64(state[BITS]), np.uint64(state[SPLIT])
     for i in range(ids.size):
         id = ids[i]
         tag = tag_of(id)
-        hole = np.int64(tag >> shift)
+        hole = home_of(tag, coarse, split)
         row = np.int64(-1)
         while slots[hole] != EMPTY:
             entry = slots[hole]
             if entry >> HALF == tag and row_ids[np.int64(entry & LOW) - 1] == id:
                 row = np.int64(entry & LOW) - 1
                 break
-            hole = (hole + 1) & mask
+            hole += 1
         rows[i] = row
         if row < 0:
             continue
         row_ids[row] = np.uint64(state[FREE])
         state[FREE] = row + 1
         state[LIVE] -= 1
-        at = (hole + 1) & mask
+        at = hole + 1
         while slots[at] != EMPTY:
-            home = np.int64((slots[at] >> HALF) >> shift)
-            # An entry may move to the hole unless its home lies between the hole and where it is.
-            if (at - home) & mask >= (at - hole) & mask:
+            # An entry may move to the hole unless its home lies behind it.
+            if home_of(slots[at] >> HALF, coarse, split) <= hole:
                 slots[hole] = slots[at]
                 hole = at
-            at = (at + 1) & mask
+            at += 1
         slots[hole] = EMPTY
+        shrink(slots, state)
+        coarse, split = HALF - np.uint64(state[BITS]), np.uint64(state[SPLIT])
 
 
 @kernel
-def rehash(slots: NDArray[np.uint64], larger: NDArray[np.uint64]) -> None:
-    """Enters every entry of `slots` into `larger`, which is all zeros and larger. The two do not overlap."""
-    mask = larger.size - 1
-    shift = shift_of(larger.size)
-    for i in range(slots.size):
-        entry = slots[i]
-        if entry == EMPTY:
-            continue
-        at = np.int64((entry >> HALF) >> shift)
-        while larger[at] != EMPTY:
-            at = (at + 1) & mask
-        larger[at] = entry
+def grow(slots: NDArray[np.uint64], state: NDArray[np.int64]) -> None:
+    """Splits up to STRIDE coarse homes, from the last one down."""
+    for _ in range(STRIDE):
+        home = state[SPLIT] - 1
+        # Those of the home move behind all that stand where it is now, but for the first few homes.
+        if run_end(slots, home) < 2 * home:
+            rehome(slots, state, home, home, home, home)
+        else:
+            rehome_near(slots, state, home, home, home, home)
+        if home == 0:
+            state[BITS] += 1
+            state[SPLIT] = 1 << state[BITS]
+            return
+
+
+@kernel
+def shrink(slots: NDArray[np.uint64], state: NDArray[np.int64]) -> None:
+    """Joins up to STRIDE pairs of fine homes, from the first one up, where ids are few."""
+    if state[SPLIT] == 1 << state[BITS]:
+        if state[BITS] == BITS_MIN or state[LIVE] * 200 >= SHRINK_BELOW << state[BITS]:
+            return
+        state[BITS] -= 1
+        state[SPLIT] = 0
+    if state[LIVE] * 100 >= SHRINK_BELOW << state[BITS]:
+        return
+    for _ in range(STRIDE):
+        home = state[SPLIT]
+        if home == 1 << state[BITS]:
+            return
+        fine = 2 * home
+        # As many as stand there now is more than move.
+        if run_end(slots, home) + run_end(slots, fine + 1) - fine <= fine:
+            rehome(slots, state, home, fine, fine + 1, home + 1)
+        else:
+            rehome_near(slots, state, home, fine, fine + 1, home + 1)
+
+
+@kernel
+def rehome(
+    slots: NDArray[np.uint64],
+    state: NDArray[np.int64],
+    home: np.int64,
+    first: np.int64,
+    last: np.int64,
+    split: np.int64,
+) -> None:
+    """Moves the split, and with it the entries of the coarse home that it passes, to where nothing has to move.
+
+    Args:
+      slots, state: as `find_or_insert`; mutated.
+      home: the coarse home whose entries move.
+      first, last: the homes, one or two, that these have before.
+      split: becomes `state[SPLIT]`.
+    """
+    coarse, before, after = HALF - np.uint64(state[BITS]), np.uint64(state[SPLIT]), np.uint64(split)
+    at = first
+    while at <= last or slots[at] != EMPTY:
+        entry = slots[at]
+        if entry != EMPTY:
+            slots[at] = EMPTY
+            # Others go to where they were, or closer to their homes over what has left: never further.
+            leaves = np.int64((entry >> HALF) >> coarse) == home
+            place(slots, entry, home_of(entry >> HALF, coarse, after if leaves else before))
+        at += 1
+    state[SPLIT] = split
+
+
+@kernel
+def rehome_near(
+    slots: NDArray[np.uint64],
+    state: NDArray[np.int64],
+    home: np.int64,
+    first: np.int64,
+    last: np.int64,
+    split: np.int64,
+) -> None:
+    """As `rehome`, where entries may move to a place that is still being cleared: they are all taken out before."""
+    coarse, before, after = HALF - np.uint64(state[BITS]), np.uint64(state[SPLIT]), np.uint64(split)
+    taken, count = np.empty(run_end(slots, last) - first, np.uint64), 0
+    at = first
+    while at <= last or slots[at] != EMPTY:
+        entry = slots[at]
+        if entry != EMPTY:
+            slots[at] = EMPTY
+            if np.int64((entry >> HALF) >> coarse) == home:
+                taken[count] = entry
+                count += 1
+            else:
+                place(slots, entry, home_of(entry >> HALF, coarse, before))
+        at += 1
+    state[SPLIT] = split
+    for i in range(count):
+        place(slots, taken[i], home_of(taken[i] >> HALF, coarse, after))
+
+
+@kernel
+def place(slots: NDArray[np.uint64], entry: np.uint64, home: np.int64) -> None:
+    """Writes an entry to the first empty slot from its home on."""
+    at = home
+    while slots[at] != EMPTY:
+        at += 1
+    slots[at] = entry
+
+
+@kernel
+def run_end(slots: NDArray[np.uint64], first: int) -> int:
+    """The first empty slot from `first` on."""
+    at = first
+    while slots[at] != EMPTY:
+        at += 1
+    return at
 
 
 @kernel
 def live_rows(slots: NDArray[np.uint64], rows: NDArray[np.int32]) -> None:
     """Overwrites `rows` (`[state[LIVE]]` int32) with the row of every id, in the order of the slots."""
-    count = 0
-    for i in range(slots.size):
-        if slots[i] != EMPTY:
-            rows[count] = np.int64(slots[i] & LOW) - 1
+    count = at = 0
+    while count < rows.size:
+        if slots[at] != EMPTY:
+            rows[count] = np.int64(slots[at] & LOW) - 1
             count += 1
+        at += 1
 
 
 @kernel

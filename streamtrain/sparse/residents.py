@@ -10,6 +10,7 @@ from streamtrain.sparse.index import SLOTS_MIN, Index
 from streamtrain.sparse.jit import kernel
 from streamtrain.sparse.memory import as_input, reserve
 from streamtrain.sparse.optimizers import slots_of
+from streamtrain.sparse.probing import GROW_ABOVE
 from streamtrain.sparse.settings import TableSettings
 
 __all__ = ["COUNT_MAX", "Residents", "rows_within"]
@@ -36,7 +37,7 @@ def rows_within(name: str, settings: TableSettings, memory_bytes_max: int) -> in
     most, slots = 0, SLOTS_MIN
     # Indexes double: with more slots there may be room for fewer rows.
     while slots * _SLOT < memory_bytes_max:
-        most = max(most, min((memory_bytes_max - slots * _SLOT) // row, slots * 7 // 10))
+        most = max(most, min((memory_bytes_max - slots * _SLOT) // row, slots * GROW_ABOVE // 100))
         slots *= 2
     if not most:
         raise ConfigError(

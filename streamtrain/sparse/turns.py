@@ -31,7 +31,9 @@ def rows_in_turn(index: Index, step: int, every: int) -> NDArray[np.int32]:
     """The rows (`[N]` int32) of the ids whose turn it is, by tag and then id."""
     first, end = share_of(TAGS, step, every)
     rows = np.empty(ROWS_FIRST, np.int32)
-    while (count := slots_in_share(index.entries, np.uint64(first), np.uint64(end), rows)) > len(rows):
+    bits, split = index.layout
+    where = np.uint64(bits), np.uint64(split), np.uint64(first), np.uint64(end)
+    while (count := slots_in_share(index.entries, *where, rows)) > len(rows):
         rows = np.empty(count, np.int32)
     rows = rows[:count]
     ids = index.row_ids[rows]
@@ -45,33 +47,39 @@ def tags_of(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @kernel
 def slots_in_share(
-    slots: NDArray[np.uint64], first: np.uint64, end: np.uint64, rows: NDArray[np.int32]
+    slots: NDArray[np.uint64],
+    bits: np.uint64,
+    split: np.uint64,
+    first: np.uint64,
+    end: np.uint64,
+    rows: NDArray[np.int32],
 ) -> int:
     """Finds the rows whose ids have a tag in [first, end).
 
     Args:
-      slots: `[S]` uint64, of an index; see `probing`.
+      slots, bits, split: of an index; see `probing`.
       rows: `[N]` int32; overwritten with the first N of them.
 
     Returns:
       How many there are.
     """
-    mask, size, shift = slots.size - 1, slots.size, HALF
-    while size > 1:
-        size >>= 1
-        shift -= ONE
     count = 0
     if first == end:
         return count
-    at, last = np.int64(first >> shift), np.int64((end - ONE) >> shift)
-    # An entry lies at its home or behind it, up to the next empty slot; the run may go on at the front.
-    for looked in range(slots.size):
-        entry = slots[(at + looked) & mask]
+    coarse = HALF - bits
+    at, last = first >> coarse, (end - ONE) >> coarse
+    if at >= split:
+        at = first >> (coarse - ONE)
+    if last >= split:
+        last = (end - ONE) >> (coarse - ONE)
+    # Homes ascend with tags, and an entry lies at its home or behind it, up to the next empty slot.
+    while True:
+        entry = slots[np.int64(at)]
         if entry == EMPTY:
-            if at + looked >= last:
-                break
+            if at >= last:
+                return count
         elif first <= entry >> HALF < end:
             if count < rows.size:
                 rows[count] = np.int64(entry & LOW) - 1
             count += 1
-    return count
+        at += ONE

@@ -14,6 +14,7 @@ from streamtrain.sparse.dirty import DirtyRows
 from streamtrain.sparse.index import Index
 from streamtrain.sparse.net import SparseNet
 from streamtrain.sparse.unite import Uniter
+from tests.reference_index import assert_all_have_their_turn, assert_in_order
 from tests.reference_sparse import ReferenceNet
 from tests.unit.sparse.cases import (
     LAYOUT,
@@ -66,6 +67,18 @@ class IndexMachine(RuleBasedStateMachine):
         for id, row in zip(ids, rows.tolist()):
             assert self.oracle.pop(id, -1) == row
 
+    @rule(share=st.floats(0.1, 1.0), seed=st.integers(0, 9))
+    def erase_many(self, share: float, seed: int) -> None:
+        """So that it shrinks."""
+        ids = np.array(list(self.oracle), np.uint64)
+        gone = ids[np.random.default_rng(seed).random(len(ids)) < share]
+        rows = self.index.erase(gone)
+        assert rows.tolist() == [self.oracle.pop(int(id)) for id in gone]
+
+    @rule(every=st.integers(1, 40))
+    def every_id_has_its_turn(self, every: int) -> None:
+        assert_all_have_their_turn(self.index, set(self.oracle), every)
+
     @rule(ids=ID_LISTS)
     def find(self, ids: list[int]) -> None:
         assert self.index.find(np.array(ids, np.uint64)).tolist() == [self.oracle.get(id, -1) for id in ids]
@@ -78,6 +91,7 @@ class IndexMachine(RuleBasedStateMachine):
         assert {int(id): row for id, row in zip(self.index.row_ids[rows], rows.tolist())} == self.oracle
         everything = np.array(list(self.oracle), np.uint64)
         assert self.index.find(everything).tolist() == list(self.oracle.values())
+        assert_in_order(self.index)
 
 
 IndexMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

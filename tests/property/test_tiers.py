@@ -357,7 +357,7 @@ def test_as_many_rows_fit_as_their_memory_says(memory: int, dim: int) -> None:
 
     def taken(count: int) -> int:
         slots = 1024
-        while slots * 7 // 10 < count:
+        while slots * 65 // 100 < count:
             slots *= 2
         return count * (4 * (2 * dim + 2) + 33) + 16 * slots
 

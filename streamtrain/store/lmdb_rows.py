@@ -30,6 +30,8 @@ _KEY = np.dtype([("tag", ">u4"), ("id", ">u8")])
 KEY_BYTES = _KEY.itemsize
 _ROWS_MAX = 1 << 16  # rows that exist as Python objects at once
 _STEP_BYTES = 1 << 24
+_CLOSED = "closed"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _GROWTH = 4  # the file grows by a quarter of itself at least
 _READERS_MAX = 8
 _DAMAGE = (
@@ -48,11 +50,12 @@ Work = Callable[[Any], None]
 class LmdbRows:
     """All rows of one model in one file. One thread writes, one other reads, at the same time.
 
-    Commits write data before what points to it, and wait for the disk in between (LMDB without MDB_NOSYNC); only
-    the pointer itself is not waited for (MDB_NOMETASYNC). So a power loss undoes the last epoch at most, which comes
-    from the log again, and leaves no half of one. The map is written to directly (MDB_WRITEMAP): dirty pages are
-    the file's, not memory of this process that a large epoch would fill. Room for them is taken from the disk before
-    (posix_fallocate), because a page of a file that finds no room kills the process.
+    No commit waits for the disk (MDB_NOSYNC): an epoch dirties pages all over the file, and the same ones again a second
+    later. A process that is killed leaves its pages to the kernel, so the file is whole. Only a machine that stops may
+    leave it torn; so a mark says in which run of the machine the file was written, and a file that was not closed in an
+    earlier run is not trusted: it is filled again from the log. The map is written to directly (MDB_WRITEMAP): dirty
+    pages are the file's, not memory of this process that a large epoch would fill. Room for them is taken from the disk
+    before (posix_fallocate), because a page of a file that finds no room kills the process.
 
     Args:
       folder: for this file alone; made.
@@ -61,7 +64,7 @@ class LmdbRows:
 
     def __init__(self, folder: Path, bytes_max: int) -> None:
         self._folder, self._bytes_max = folder, bytes_max
-        self._file = folder / "data.mdb"
+        self._file, self._marked = folder / "data.mdb", folder / "written-in"
         self._description: StoreDescription | None = None
         self._env: Any = None
         self._tables: dict[str, Any] = {}
@@ -80,11 +83,13 @@ class LmdbRows:
         self._write(self._claim)
 
     def close(self) -> None:
-        """Safe to call twice."""
+        """Writes all pages to the disk. Safe to call twice."""
         with self._mapped:
             if self._env is not None:
+                self._env.sync(True)
                 self._env.close()
                 self._env = None
+                self._mark(_CLOSED)
 
     def epoch(self) -> int | None:
         """The epoch up to which the rows are whole. A file that was found damaged is made anew first, and has none."""
@@ -181,16 +186,33 @@ class LmdbRows:
 
     def _open_or_recreate(self) -> None:
         try:
+            if why := self._torn():
+                raise lmdb.CorruptedError(why)
             self._open_file()
             last = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
             if self._file.stat().st_size >= last:
                 return
             why = f"it has {self._file.stat().st_size} bytes of {last}"
-            self.close()
+            self._env.close()
         except _DAMAGE as error:
             why = str(error)
         logger.warning("the store at %s is damaged and is filled again from the log: %s", self._folder, why)
         self._recreate()
+
+    def _torn(self) -> str:
+        """Why the file may lack pages that were never written to the disk; "" where it cannot."""
+        if not self._file.exists():
+            return ""
+        mark = self._marked.read_text() if self._marked.exists() else ""
+        if mark == _CLOSED or (mark and mark == _this_run()):
+            return ""
+        return "the machine stopped, or was another one, before the file was closed"
+
+    def _mark(self, mark: str) -> None:
+        with self._marked.open("w") as file:
+            file.write(mark)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _recreate(self) -> None:
         for name in ("data.mdb", "lock.mdb"):
@@ -198,11 +220,12 @@ class LmdbRows:
         self._open_file()
 
     def _open_file(self) -> None:
+        self._mark(_this_run())
         size = self._file.stat().st_size if self._file.exists() else 0
         env = lmdb.open(
             str(self._folder),
             map_size=max(size, _STEP_BYTES),
-            metasync=False,
+            sync=False,
             writemap=True,
             readahead=False,
             max_readers=_READERS_MAX,
@@ -346,6 +369,11 @@ class LmdbRows:
     def _behind(self, epoch: int | None, needed: int) -> StoreBehind:
         held = "holds nothing that can be trusted" if epoch is None else f"has applied epoch {epoch}"
         return StoreBehind(f"the store at {self._folder} {held}, needed is epoch {needed}")
+
+
+def _this_run() -> str:
+    """What names this run of the machine, from its start to its stop; "" where the system has no name for it."""
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
 
 
 def _parts(count: int) -> Iterator[slice]:

@@ -12,6 +12,7 @@ import pytest
 from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
 from streamtrain.sparse.turns import tags_of
 from streamtrain.store import Store, StoreDescription, StoreSettings, open_store
+from streamtrain.store import lmdb_rows as module
 from streamtrain.store.lmdb_rows import KEY_BYTES, LmdbRows
 from tests.reference_store import DIMS, as_dict, random_record, record_of, rows_of
 
@@ -71,6 +72,34 @@ async def test_a_full_file_says_so_keeps_what_it_has_and_takes_more_with_more_ro
     await larger.apply(large)
     assert await larger.applied_epoch() == 1 and data(tmp_path).stat().st_size > 1 << 24
     await larger.close()
+
+
+async def test_a_file_that_was_open_when_the_machine_stopped_is_filled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = record_of(3, {"items": rows_of([1, 2], *DIMS["items"])})
+    boot = tmp_path / "boot_id"
+    monkeypatch.setattr(module, "_BOOT_ID", boot)
+
+    async def held(run: str, close: bool) -> int | None:
+        """What the store holds in a run of the machine; it is closed, or the machine stops."""
+        boot.write_text(run)
+        rows = LmdbRows(tmp_path / "rows", 1 << 24)
+        rows.open(DESCRIPTION)
+        epoch = rows.epoch()
+        rows.load_base(base)
+        if close:
+            rows.close()
+        else:
+            rows._env.close()
+        return epoch
+
+    assert await held("first", close=False) is None
+    # The process alone was killed: its pages were the kernel's.
+    assert await held("first", close=False) == 3
+    assert await held("second", close=True) is None
+    assert await held("third", close=False) == 3
+    assert await held("fourth", close=True) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeroed", "scribbled"])

@@ -33,7 +33,7 @@ from streamtrain.produce import (
 from streamtrain.produce.synthetic import BLOCK, HISTORY
 from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.schema import Schema
-from streamtrain.sources import Chunk
+from streamtrain.sources import TIME_UNKNOWN, Chunk
 
 
 def flat(batches: Iterator[list[Message]]) -> list[bytes]:
@@ -51,7 +51,7 @@ def test_its_schema_decodes_every_sample() -> None:
     values = flat(SyntheticStream().batches(3000, 1000, live=False))
     offsets = np.arange(len(values))
     decoded = Decoder(Schema.model_validate(SYNTHETIC_SCHEMA)).decode(
-        Chunk("p", 0, 3000, offsets, offsets, values)
+        Chunk("p", 0, 3000, offsets, np.full(len(values), TIME_UNKNOWN), values)
     )
     assert (decoded.batch.size, decoded.bad) == (3000, ())
     assert decoded.batch.ids["recent_items"].values.size > 0

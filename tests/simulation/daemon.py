@@ -209,8 +209,12 @@ class Daemon:
         silent_s = 0.0
         while silent_s < _SESSION_S or restorer.epoch < 0:
             # As `Standby.follow`: what cannot be read is the owner's to be stopped by.
+            durable = world.oracle.head
             try:
                 restorer.catch_up()
+                assert restorer.epoch >= durable, (
+                    f"a standby looks at the log and has epoch {restorer.epoch}, where {durable} was durable before"
+                )
             except LogError as error:
                 if not world.disk.errors and not isinstance(error, EpochMissing):
                     raise

@@ -171,6 +171,9 @@ class Disk:
         return inode.data[:at] + (bytearray(len(inode.data) - at) if kind == 2 else b"")
 
 
+_COLLECTED = {"epochs", "bases", "deltas"}
+
+
 def _place(path: Path) -> tuple[str, str]:
     """Directory and name."""
     return path.place if isinstance(path, WorldPath) else os.path.split(path)
@@ -355,6 +358,9 @@ class SimulatedFiles(Glances):
         self._call("unlink")
         self._disk.inode(path)
         self._disk.add(path, None)
+        # A death among removals is what tells whether the rest was safe: rare by chance, so it has a name to strike at.
+        if _place(path)[0].rpartition("/")[2] in _COLLECTED:
+            self._call("collected")
 
     def sync_directory(self, path: Path) -> None:
         self._call("sync_directory")

@@ -204,6 +204,11 @@ def _follow_newest(self: Any, last: EpochRecord, head: int) -> bool:
     return True
 
 
+def _follow_short(self: Any, last: EpochRecord, head: int) -> bool:
+    """Leaves the newest epoch for the next look, always."""
+    return bool(_FOLLOW(self, last, max(head - 1, last.epoch)))
+
+
 def _add_as_learned(self: Any, minibatch: Minibatch, *, quarantined: bool = False) -> None:
     _ADD(self, minibatch)
 
@@ -217,7 +222,7 @@ _ADD, _ADD_BASE, _ADVANCE, _APPLY, _CUT, _ENTRY = (
     DeltaExporter._entry,
 )
 _EXPORT_NEXT, _NEXT_FILE, _SHARD_APPLY = ExportRunner._export_next, Manifest.next_file, Shard.apply
-_TAKE, _WRITE = Minibatcher.take, Committer._write
+_FOLLOW, _TAKE, _WRITE = Restorer._follow, Minibatcher.take, Committer._write
 
 MUTATIONS: dict[str, list[Mutation]] = {
     "a record is linked before its content is synced": [(Aside, "link", _link_unsynced)],
@@ -252,6 +257,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     ],
     "collection takes what a registered reader needs": [(Readers, "held", lambda self, newest, holding: [])],
     "a standby leaves out epochs": [(Restorer, "_follow", _follow_newest)],
+    "a standby stays an epoch behind": [(Restorer, "_follow", _follow_short)],
     "a quarantined minibatch counts as learned": [(EpochBuilder, "add", _add_as_learned)],
     "the follower takes any delta": [(Manifest, "next_file", _next_without_chain)],
 }

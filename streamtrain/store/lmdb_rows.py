@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # Tags first, so that a part of their space lies together: ids in the order in which sweeps look at them (sparse/turns.py).
 _KEY = np.dtype([("tag", ">u4"), ("id", ">u8")])
 KEY_BYTES = _KEY.itemsize
+_REFILLED = "the store at %s is damaged and is filled again from the log: %s"
 _ROWS_MAX = 1 << 16  # rows that exist as Python objects at once
 _STEP_BYTES = 1 << 24
 _CLOSED = "closed"
@@ -92,23 +93,26 @@ class LmdbRows:
                 self._mark(_CLOSED)
 
     def epoch(self) -> int | None:
-        """The epoch up to which the rows are whole. A file that was found damaged is made anew first, and has none."""
-        if self._damage:
-            logger.warning(
-                "the store at %s is damaged and is filled again from the log: %s", self._folder, self._damage
-            )
-            with self._mapped:
-                self._env.close()
-                try:
-                    self._recreate()
-                except (OSError, lmdb.Error) as error:
-                    raise StoreUnavailable(
-                        f"the store at {self._folder} cannot be made anew: {error}"
-                    ) from error
-            self._damage = ""
-            self._write(self._claim)
-        with self._reading() as txn:
-            return self._epoch(txn)
+        """The epoch up to which the rows are whole. A file that is damaged is made anew, and has none."""
+        if not self._damage:
+            try:
+                with self._reading() as txn:
+                    return self._epoch(txn)
+            except StoreBehind:
+                pass  # Found damaged just now.
+        self._make_anew()
+        return None
+
+    def _make_anew(self) -> None:
+        logger.warning(_REFILLED, self._folder, self._damage)
+        with self._mapped:
+            self._env.close()
+            try:
+                self._recreate()
+            except (OSError, lmdb.Error) as error:
+                raise StoreUnavailable(f"the store at {self._folder} cannot be made anew: {error}") from error
+        self._damage = ""
+        self._write(self._claim)
 
     def apply(self, record: EpochRecord) -> None:
         """As `Store.apply`, in one transaction."""
@@ -196,7 +200,7 @@ class LmdbRows:
             self._env.close()
         except _DAMAGE as error:
             why = str(error)
-        logger.warning("the store at %s is damaged and is filled again from the log: %s", self._folder, why)
+        logger.warning(_REFILLED, self._folder, why)
         self._recreate()
 
     def _torn(self) -> str:

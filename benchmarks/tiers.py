@@ -11,6 +11,7 @@ was before its first step, and what the table itself counts, each asked ten time
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import time
 import urllib.error
@@ -96,10 +97,13 @@ class Seen:
     def of(cls, process: int, port: int) -> Seen | None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
-                found = counters(page.read().decode())
+                text = page.read().decode()
             status = Path(f"/proc/{process}/status").read_text()
         except (OSError, urllib.error.URLError):
             return None
+        found = counters(text)
+        for reason, value in re.findall(r'tier_stall_seconds_total\{reason="(\w+)"\} (\S+)', text):
+            found[f"streamtrain_stalled_for_{reason}"] = float(value)
         kib = next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
         return cls(time.perf_counter(), int(kib) * 1024, found)
 
@@ -146,8 +150,11 @@ def summary(seen: list[Seen], start_rss: int, bound: int | None) -> dict[str, An
     """Of the run: rates, what memory it took, and how rows came and went."""
     first, last = seen[0], seen[-1]
     samples = last["samples_total"] - first["samples_total"]
+    # What follows is the store catching up before the daemon ends.
+    learned = next(s for s in seen if s["samples_total"] == last["samples_total"])
+    seconds = learned.at_s - first.at_s
     result: dict[str, Any] = {
-        "samples_a_second": round(samples / (last.at_s - first.at_s)),
+        "samples_a_second": round(samples / seconds),
         "rows_in_memory": int(last["table_rows"]),
         "table_mib_most": round(max(s.table_bytes for s in seen) / MIB, 1),
         "process_anon_mib_above_start_most": round((max(s.rss_anon for s in seen) - start_rss) / MIB, 1),
@@ -168,9 +175,10 @@ def summary(seen: list[Seen], start_rss: int, bound: int | None) -> dict[str, An
         "evicted": int(last["tier_evicted_rows_total"]),
         "pulled": int(last["store_pulled_rows_total"]),
         "hit_rate_of_chunks": round(last["tier_hits_total"] / named, 4),
-        "stalls": int(last["tier_stalls_total"]),
-        "stall_seconds_a_second": round(last["tier_stall_seconds_total"] / (last.at_s - first.at_s), 3),
-        "trainer_waits_a_second": round(last["trainer_wait_seconds_total"] / (last.at_s - first.at_s), 3),
+        "seconds": round(seconds, 1),
+        "stalled_for_rows_s": round(last["stalled_for_rows"], 1),
+        "stalled_for_room_s": round(last["stalled_for_room"], 1),
+        "trainer_waited_s": round(last["trainer_wait_seconds_total"], 1),
     }
 
 

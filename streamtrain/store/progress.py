@@ -16,14 +16,17 @@ class Progress:
     Attributes:
       epoch: the newest epoch that the store was ever seen to have.
       batch: number of the last batch that, like all before it, is whole in the epochs up to `epoch`; 0 for none.
+      urgent: somebody waits for the next epoch, which should be cut now rather than when it is due. Where an epoch ends
+        decides no bit of what is learned. A wish that is lost, as two threads write it, only waits until then.
     """
 
     def __init__(self, epoch: int = 0) -> None:
-        self.epoch, self.batch = epoch, 0
+        self.epoch, self.batch, self.urgent = epoch, 0, False
         self._cuts: deque[tuple[int, int]] = deque(maxlen=_CUTS_MAX)
 
     def cut(self, epoch: int, batch: int) -> None:
         """Every sample of the batches up to number `batch` was learned by the end of `epoch`, which was just cut."""
+        self.urgent = False
         self._cuts.append((epoch, batch))
 
     def applied(self, epoch: int) -> None:

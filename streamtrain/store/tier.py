@@ -77,6 +77,7 @@ class Tier:
             begin = time.perf_counter()
             while (wanted := len(residents) + len(new) - residents.ids_max) > 0:
                 # Everything before this batch is learned, cut and applied in the end, and then its rows may leave.
+                self._progress.urgent = True
                 await self._applied.beyond(self._progress.epoch)
                 evicted.append(await self._evict(wanted + ahead))
             self._metrics.tier_stalls.labels("room").inc()

@@ -184,7 +184,8 @@ class Trainer:
         busy = self._committer.busy
         since_s = time.monotonic() - self._cut_at
         crowded = self._learner.epochs.spans >= _SPANS_MAX
-        if not self._learner.epochs.pending or (since_s < self._interval_s and not crowded):
+        urgent = self._progress is not None and self._progress.urgent and not busy
+        if not self._learner.epochs.pending or (since_s < self._interval_s and not crowded and not urgent):
             return
         if busy:
             late = crowded or since_s >= self._interval_s * _INTERVALS_UNCOMMITTED_MAX

@@ -230,6 +230,17 @@ def test_a_cut_tells_which_chunks_it_holds_whole() -> None:
     assert told == [(1, 1), (2, 2), (3, 5), (4, 6)]
 
 
+def test_an_epoch_that_somebody_waits_for_is_cut_before_it_is_due() -> None:
+    learner, committer, progress = CountingLearner(), StillCommitter(), Progress()
+
+    def wish() -> None:
+        progress.urgent = True
+
+    feeding = Feeding(item(0, 4), item(4, 4), wish, item(8, 4), item(12, 4))
+    trainer(learner, feeding, committer, progress=progress).run()
+    assert [record.samples for record in committer.records] == [8, 8] and not progress.urgent
+
+
 def test_spans_of_an_epoch_are_what_was_learned_in_order() -> None:
     committer = StillCommitter()
     feeding = Feeding(Item(decoded(0, 3)), Item(decoded(10, 3, partition="q")))

@@ -103,6 +103,16 @@ class Restorer:
         return True
 
     def _begin(self) -> None:
+        while True:
+            head = self._log.head()
+            try:
+                return self._begin_from_newest()
+            except EpochMissing:
+                # Others went on, and have collected it while this process was paused.
+                if self._log.head() == head:
+                    raise
+
+    def _begin_from_newest(self) -> None:
         def restore(records: Iterator[EpochRecord]) -> EpochRecord:
             return self._learner.restore(
                 ahead(self._checked(records)), sequential=self._sequential, rows=self._rows

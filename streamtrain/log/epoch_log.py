@@ -312,6 +312,8 @@ class EpochLog(LogReader):
             self._files.unlink(target)
         except FileNotFoundError:
             raise self._left_behind(epoch) from None
+        # Else a power cut could bring the name back, below a gap.
+        self._files.sync_directory(self._epochs)
 
     def _left_behind(self, epoch: int | None) -> Fenced:
         return Fenced(

@@ -207,7 +207,7 @@ class Daemon:
         """Follows the log, warm, until the owner is silent for as long as a session lasts, or is taken for it."""
         world, scheduler = self._world, self._world.scheduler
         silent_s = 0.0
-        while silent_s < _SESSION_S or restorer.epoch < 0:
+        while silent_s < _SESSION_S:
             # As `Standby.follow`: what cannot be read is the owner's to be stopped by.
             durable = world.oracle.head
             try:

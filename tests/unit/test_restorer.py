@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.fold import fold
 from streamtrain.log.record import EpochRecord
@@ -29,6 +31,7 @@ class _Learner:
         for record in records:
             self.epochs.append(record.epoch)
             if record.epoch == self.during:
+                append_epochs(self._log, 6)
                 fold(self._log.path)
                 self._log.collect(1)
         return record
@@ -45,4 +48,16 @@ def test_a_standby_whose_next_epochs_are_collected_begins_anew_from_the_base(tmp
     learner.during = 2
     last = restorer.catch_up()
     assert last is not None and last.epoch == restorer.epoch == 6
+    assert learner.epochs == [6]
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_a_start_whose_epoch_is_collected_while_it_notes_it_begins_anew(tmp_path: Path, rows: bool) -> None:
+    """Simulation seed 207001."""
+    log = EpochLog.create(tmp_path / "log", "clicks", {"seed": 1})
+    learner: Any = _Learner(log)
+    append_epochs(log, 0)
+    learner.during = 0
+    last = Restorer(learner, EpochLog.open(log.path), sequential=False, rows=rows).catch_up()
+    assert last is not None and last.epoch == 6
     assert learner.epochs == [6]

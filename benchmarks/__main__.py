@@ -21,7 +21,7 @@ from benchmarks.harness import machine, tell, text_of
 
 __all__ = ["NAMES", "options_of"]
 
-NAMES = ("sparse", "store", "quality", "hashing", "throughput", "recovery", "failover", "freshness")
+NAMES = ("sparse", "growth", "store", "quality", "hashing", "throughput", "recovery", "failover", "freshness")
 RESULTS = Path("build/benchmarks.json")
 _FAILURE_CHARACTERS = 2000
 

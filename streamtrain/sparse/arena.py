@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
 from streamtrain.sparse.jit import kernel, prefetch_row
-from streamtrain.sparse.memory import as_input, reserve
+from streamtrain.sparse.memory import as_input, give_back, reserve
 
 __all__ = ["Arena", "fill_absent", "gather", "gather_weights", "scatter", "start_tails"]
 
@@ -41,6 +41,14 @@ class Arena:
         counts, last_steps = np.empty(count, np.uint32), np.empty(count, np.uint32)
         gather(self.words, self.bits, rows, weights, slots, counts, last_steps)
         return TableRows(ids, weights, slots, counts, last_steps)
+
+    def move(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
+        """Copies row `sources[m]` over row `targets[m]`, one after the other."""
+        move(self.bits, sources, targets)
+
+    def give_back(self, first: int, end: int) -> None:
+        """Gives the memory of rows first <= row < end back, which are in use no more."""
+        give_back(self.words, first, end)
 
     def scatter(self, rows: NDArray[np.int32], values: TableRows, wanted: NDArray[np.bool_]) -> None:
         """Overwrites `rows[i]` with the i-th of `values` wherever `wanted[i]`."""
@@ -135,6 +143,14 @@ def scatter(
             words[row, dim + k] = slots[r, k]
         bits[row, dim + held] = counts[r]
         bits[row, dim + held + 1] = last_steps[r]
+
+
+@kernel
+def move(bits: NDArray[np.uint32], sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
+    """Copies rows of `bits` (`[C, D + K + 2]` uint32, mutated) in order: a target may be a later source."""
+    for m in range(sources.size):
+        for word in range(bits.shape[1]):
+            bits[targets[m], word] = bits[sources[m], word]
 
 
 @kernel

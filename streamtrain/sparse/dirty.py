@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.sparse.jit import kernel, prefetch
-from streamtrain.sparse.memory import reserve
+from streamtrain.sparse.memory import give_back, reserve
 
-__all__ = ["DirtyRows", "mark", "take", "unmark"]
+__all__ = ["DirtyRows", "mark", "renumber", "take", "unmark"]
 
 ROWS_LIMIT = 2**31 - 1
 HOLE = np.int32(-1)
@@ -41,6 +41,14 @@ class DirtyRows:
     def unmark(self, rows: NDArray[np.int32]) -> None:
         """Removes rows (`[N]` int32); numbers below 0 are passed over."""
         unmark(rows, self._places, self._list)
+
+    def renumber(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
+        """Row `sources[m]` is row `targets[m]` from now on, which was not marked: one after the other. Marks keep their place."""
+        renumber(sources, targets, self._places, self._list)
+
+    def give_back(self, first: int, end: int) -> None:
+        """Gives the memory of the marks of rows first <= row < end back, none of which is marked."""
+        give_back(self._places, first, end)
 
     def take(self) -> NDArray[np.int32]:
         """Returns the marked rows and clears the marks."""
@@ -92,6 +100,22 @@ def unmark(rows: NDArray[np.int32], places: NDArray[np.int32], marked: NDArray[n
         if row >= 0 and places[row] > 0:
             marked[places[row] - 1] = HOLE
             places[row] = 0
+
+
+@kernel
+def renumber(
+    sources: NDArray[np.int32],
+    targets: NDArray[np.int32],
+    places: NDArray[np.int32],
+    marked: NDArray[np.int32],
+) -> None:
+    """Passes the marks of `sources` (`[M]` int32) on to `targets` (`[M]` int32) in order; other arguments as `mark`."""
+    for m in range(sources.size):
+        place = places[sources[m]]
+        if place > 0:
+            marked[place - 1] = targets[m]
+            places[targets[m]] = place
+            places[sources[m]] = 0
 
 
 @kernel

@@ -123,7 +123,7 @@ class DynamicTable:
             rows = self.rows.in_turn(step, self._expiry.sweep_steps)
             self.rows.fade(rows, step)
             gone, reasons = expired(self._expiry, self._rule, rows, step)
-            self.rows.remove(rows.ids[gone])
+            self.rows.compact(self.rows.remove(rows.ids[gone]))
             self._events.update({f"expired_{reason}": count for reason, count in reasons.items()})
 
     def take_events(self) -> Mapping[str, int]:

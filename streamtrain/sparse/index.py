@@ -55,7 +55,7 @@ class Index:
 
     @property
     def rows_high(self) -> int:
-        """One more than the largest row number ever handed out."""
+        """One more than the largest row number in use, or that was since `compact`."""
         return int(self._state[probing.HIGH])
 
     @property
@@ -126,6 +126,19 @@ class Index:
         probing.erase(as_input(ids, np.uint64), self._slots, self.row_ids, self._state, rows)
         self._give_back()
         return rows
+
+    def compact(self, rows_high: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Gives ids whose rows are the last a free row further in front, until `rows_high` >= len(self) is reached.
+
+        Returns:
+          `[M]` int32, the rows that ids had, and those that they have now: to be moved one after the other.
+        """
+        assert len(self) <= rows_high <= self.rows_high
+        end = self.rows_high
+        sources, targets = np.empty(end - rows_high, np.int32), np.empty(end - rows_high, np.int32)
+        count = probing.compact(self._slots, self.row_ids, self._state, rows_high, sources, targets)
+        give_back(self.row_ids, rows_high, end)
+        return sources[:count], targets[:count]
 
     def ids_of(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
         """The ids (`[N]` uint64) of rows in use (`[N]` int32)."""

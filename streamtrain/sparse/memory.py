@@ -54,7 +54,7 @@ def reserve(shape: tuple[int, ...], dtype: DTypeLike, purpose: str) -> NDArray[A
 
 
 def give_back(array: NDArray[Any], first: int, end: int) -> None:
-    """Gives the memory of `array[first:end]` back to the system, but for pages that it shares with what lies around it.
+    """Gives the memory of `array[first:end]` back to the system, and what follows on the last page; nothing of it is in use.
 
     Args:
       array: whole, from `reserve`; what is given back reads as zeros from then on, or as it was where the system cannot do it.
@@ -62,12 +62,11 @@ def give_back(array: NDArray[Any], first: int, end: int) -> None:
     memory: Any = array
     while not isinstance(memory, mmap.mmap):
         memory = memory.obj if isinstance(memory, memoryview) else memory.base
-    row = array.strides[0]
-    start = -(-first * row // mmap.PAGESIZE) * mmap.PAGESIZE
-    size = end * row // mmap.PAGESIZE * mmap.PAGESIZE - start
+    row, page = array.strides[0], mmap.PAGESIZE
+    start, stop = -(-first * row // page) * page, -(-end * row // page) * page
     # Elsewhere it may leave the contents, or zero them only later.
-    if sys.platform == "linux" and size > 0:
-        memory.madvise(mmap.MADV_DONTNEED, start, size)
+    if sys.platform == "linux" and start < stop:
+        memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

@@ -31,6 +31,7 @@ __all__ = [
     "HIGH",
     "LIVE",
     "SPLIT",
+    "compact",
     "erase",
     "find",
     "find_or_insert",
@@ -172,8 +173,7 @@ def find_or_insert(
             state[LIVE] += 1
             row = state[FREE] - 1
             if row >= 0:
-                # Free rows are a list threaded through `row_ids`, so that they take no memory of their own.
-                state[FREE] = np.int64(row_ids[row])
+                unlink(row, row_ids, state)
             else:
                 row = state[HIGH]
                 state[HIGH] += 1
@@ -218,8 +218,7 @@ def erase(
         rows[i] = row
         if row < 0:
             continue
-        row_ids[row] = np.uint64(state[FREE])
-        state[FREE] = row + 1
+        link(row, row_ids, state)
         state[LIVE] -= 1
         at = hole + 1
         while slots[at] != EMPTY:
@@ -234,10 +233,79 @@ def erase(
 
 
 @kernel
+def link(row: np.int64, row_ids: NDArray[np.uint64], state: NDArray[np.int64]) -> None:
+    """Makes a row the newest free one.
+
+    Free rows are a list threaded through `row_ids` both ways, so that they take no memory of their own and any of them can be
+    taken: 1 + the next newer one in the upper half, 1 + the next older one in the lower, 0 where there is none.
+    """
+    older = state[FREE]
+    if older > 0:
+        row_ids[older - 1] |= np.uint64(row + 1) << HALF
+    row_ids[row] = np.uint64(older)
+    state[FREE] = row + 1
+
+
+@kernel
+def unlink(row: np.int64, row_ids: NDArray[np.uint64], state: NDArray[np.int64]) -> None:
+    """Takes a row out of the list of free ones."""
+    newer, older = np.int64(row_ids[row] >> HALF), np.int64(row_ids[row] & LOW)
+    if older > 0:
+        row_ids[older - 1] = np.uint64(newer) << HALF | row_ids[older - 1] & LOW
+    if newer > 0:
+        row_ids[newer - 1] = row_ids[newer - 1] >> HALF << HALF | np.uint64(older)
+    else:
+        state[FREE] = older
+
+
+@kernel
+def compact(
+    slots: NDArray[np.uint64],
+    row_ids: NDArray[np.uint64],
+    state: NDArray[np.int64],
+    high: int,
+    sources: NDArray[np.int32],
+    targets: NDArray[np.int32],
+) -> int:
+    """Lowers the largest row number: rows at the end that are free go, ids of others get a free row further in front.
+
+    Args:
+      slots, row_ids, state: as `find_or_insert`; mutated.
+      high: `state[HIGH]` ends there, at least `state[LIVE]`.
+      sources, targets: `[M]` int32, M at least by how much `state[HIGH]` goes down; the first are overwritten with the rows
+        that ids had and have now, to be moved one after the other.
+
+    Returns:
+      How many have moved.
+    """
+    coarse, split = HALF - np.uint64(state[BITS]), np.uint64(state[SPLIT])
+    count = 0
+    while state[HIGH] > high:
+        row = state[HIGH] - 1
+        id = row_ids[row]
+        entry = tag_of(id) << HALF | np.uint64(row + 1)
+        at = home_of(tag_of(id), coarse, split)
+        # A row that is free has no slot, whatever its links may look like as an id.
+        while slots[at] != EMPTY and slots[at] != entry:
+            at += 1
+        if slots[at] == EMPTY:
+            unlink(row, row_ids, state)
+        else:
+            target = state[FREE] - 1
+            unlink(target, row_ids, state)
+            row_ids[target] = id
+            slots[at] = tag_of(id) << HALF | np.uint64(target + 1)
+            sources[count], targets[count] = row, target
+            count += 1
+        state[HIGH] -= 1
+    return count
+
+
+@kernel
 def grow(slots: NDArray[np.uint64], state: NDArray[np.int64]) -> None:
     """Splits up to STRIDE coarse homes, from the last one down."""
     for _ in range(STRIDE):
-        home = state[SPLIT] - 1
+        home = int(state[SPLIT]) - 1
         # Those of the home move behind all that stand where it is now, but for the first few homes.
         if run_end(slots, home) < 2 * home:
             rehome(slots, state, home, home, home, home)
@@ -260,7 +328,7 @@ def shrink(slots: NDArray[np.uint64], state: NDArray[np.int64]) -> None:
     if state[LIVE] * 100 >= SHRINK_BELOW << state[BITS]:
         return
     for _ in range(STRIDE):
-        home = state[SPLIT]
+        home = int(state[SPLIT])
         if home == 1 << state[BITS]:
             return
         fine = 2 * home
@@ -275,10 +343,10 @@ def shrink(slots: NDArray[np.uint64], state: NDArray[np.int64]) -> None:
 def rehome(
     slots: NDArray[np.uint64],
     state: NDArray[np.int64],
-    home: np.int64,
-    first: np.int64,
-    last: np.int64,
-    split: np.int64,
+    home: int,
+    first: int,
+    last: int,
+    split: int,
 ) -> None:
     """Moves the split, and with it the entries of the coarse home that it passes, to where nothing has to move.
 
@@ -305,10 +373,10 @@ def rehome(
 def rehome_near(
     slots: NDArray[np.uint64],
     state: NDArray[np.int64],
-    home: np.int64,
-    first: np.int64,
-    last: np.int64,
-    split: np.int64,
+    home: int,
+    first: int,
+    last: int,
+    split: int,
 ) -> None:
     """As `rehome`, where entries may move to a place that is still being cleared: they are all taken out before."""
     coarse, before, after = HALF - np.uint64(state[BITS]), np.uint64(state[SPLIT]), np.uint64(split)

@@ -75,6 +75,17 @@ class IndexMachine(RuleBasedStateMachine):
         rows = self.index.erase(gone)
         assert rows.tolist() == [self.oracle.pop(int(id)) for id in gone]
 
+    @rule(share=st.floats(0.0, 1.0))
+    def compact(self, share: float) -> None:
+        high = int(len(self.index) + share * (self.index.rows_high - len(self.index)))
+        sources, targets = self.index.compact(high)
+        assert self.index.rows_high == high
+        ids = {row: id for id, row in self.oracle.items()}
+        for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
+            assert target not in ids and target < source
+            ids[target] = ids.pop(source)
+        self.oracle = {id: row for row, id in ids.items()}
+
     @rule(every=st.integers(1, 40))
     def every_id_has_its_turn(self, every: int) -> None:
         assert_all_have_their_turn(self.index, set(self.oracle), every)
@@ -116,6 +127,16 @@ class DirtyMachine(RuleBasedStateMachine):
         self.rows.unmark(np.array(rows, np.int32))
         for row in rows:
             self.oracle.pop(row, None)
+
+    @rule(moves=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=3))
+    def renumber(self, moves: list[tuple[int, int]]) -> None:
+        done = []
+        for source, goal in moves:
+            if goal not in self.oracle and source != goal:
+                done.append((source, goal))
+                self.oracle = {goal if row == source else row: None for row in self.oracle}
+        sources, targets = np.array(done, np.int32).reshape(-1, 2).T.copy()
+        self.rows.renumber(sources, targets)
 
     @rule()
     def take(self) -> None:

@@ -14,6 +14,8 @@ from benchmarks.__main__ import options_of
 from benchmarks.failover import options_of as failover_options
 from benchmarks.freshness import Epoch, ages, overrides, percentiles
 from benchmarks.freshness import options_of as freshness_options
+from benchmarks.growth import options_of as growth_options
+from benchmarks.growth import pauses
 from benchmarks.harness import Usage, counters, rows_as_text, stage_shares
 from benchmarks.model import SLOTS, job_text, sample_lines, shares, write_model
 from benchmarks.model import job_of as resident_job
@@ -156,8 +158,15 @@ def test_command_lines_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
         lambda: options_of(["nothing"]),
         lambda: freshness_options(["--rate", "0"]),
         lambda: recovery_options(["--rows", "1"]),
+        lambda: growth_options(["--rows", "5", "--keep", "5"]),
         lambda: failover_options(["--session-timeout", "5"]),
     ):
         with pytest.raises(SystemExit):
             refused()
     assert "there is no benchmark 'nothing'" in capsys.readouterr().err
+
+
+def test_the_longest_pause_is_told_whatever_the_others_are() -> None:
+    found = pauses(np.array([0.001] * 999 + [0.5]), np.array([0.25] + [0.001] * 999))
+    assert (found["longest_ms"], found["longest_cpu_ms"], found["median_cpu_ms"]) == (500.0, 250.0, 1.0)
+    assert (found["batches"], found["cpu_s"]) == (1000, 1.25)

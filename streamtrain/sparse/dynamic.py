@@ -12,6 +12,7 @@ from streamtrain.errors import TableFull
 from streamtrain.log.record import TableRows
 from streamtrain.sparse.admission import Admission, make_admission
 from streamtrain.sparse.expiry import expired, rule_of
+from streamtrain.sparse.residents import Residents
 from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.table import EmbeddingTable
 from streamtrain.sparse.unite import United, Uniter
@@ -50,9 +51,8 @@ class DynamicTable:
             decay=settings.decay,
         )
         self._expiry = settings.expiry
-        self.resident = settings.memory_bytes_max is None and (
-            self.admission is not None or settings.expiry is not None
-        )
+        self._bounded = settings.memory_bytes_max is not None
+        self.resident = not self._bounded and (self.admission is not None or settings.expiry is not None)
         self._rule = None if settings.expiry is None else rule_of(settings.expiry, name)
         # A row that was inserted and has not learned is no change: where nothing looks at rows by themselves it may stay.
         self._tidy = self.admission is not None or settings.expiry is not None or settings.decay is not None
@@ -135,6 +135,8 @@ class DynamicTable:
 
     def rehearse(self) -> None:
         self.rows.rehearse()
+        if self._bounded:
+            Residents.rehearse()
 
     def cut(self) -> TableRows:
         return self.rows.cut()

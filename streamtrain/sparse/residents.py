@@ -11,6 +11,7 @@ from streamtrain.sparse.jit import kernel
 from streamtrain.sparse.memory import as_input, reserve
 from streamtrain.sparse.optimizers import slots_of
 from streamtrain.sparse.probing import GROW_ABOVE
+from streamtrain.sparse.rehearsal import ROWS
 from streamtrain.sparse.settings import TableSettings
 
 __all__ = ["COUNT_MAX", "Residents", "rows_within"]
@@ -64,6 +65,13 @@ class Residents:
         self._marks = reserve((ids_max,), np.uint8, label)
         self._named = reserve((ids_max,), np.int64, label)
         self._hand = np.zeros(1, np.int64)
+
+    @staticmethod
+    def rehearse() -> None:
+        """Compiles every kernel, on something else than a set in use."""
+        twin, ids = Residents("rehearsal", ROWS), np.arange(ROWS, dtype=np.uint64)
+        twin.add(twin.name(ids, 1)[0], 1)
+        twin.evict(1, 1)
 
     def __len__(self) -> int:
         return len(self._index)

@@ -8,6 +8,8 @@ is applied, everything but the log is lost.
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -348,6 +350,24 @@ def test_gclock_lets_go_as_its_slow_twin_does(named: list[list[int]], wanted: in
                 free.append(place)
         assert residents.evict(wanted, number - 1).tolist() == gone
         assert len(residents) == len(counters)
+
+
+def test_nothing_compiles_when_the_first_chunk_comes() -> None:
+    code = """
+import numpy as np
+from streamtrain.sparse import residents
+from streamtrain.sparse.bank import make_table
+from streamtrain.sparse.settings import TableSettings
+make_table("t", TableSettings(dim=2, memory_bytes_max=1 << 20), 0).rehearse()
+before = [len(kernel.signatures) for kernel in (residents.count, residents.sweep)]
+made = residents.Residents("t", 100)
+ids = np.frombuffer(np.arange(9, dtype=np.uint64).tobytes(), np.uint64)
+made.add(made.name(ids, 1)[0], 1)
+made.name(ids, 2)
+assert len(made.evict(3, 2)) == 3
+assert before == [1, 1] == [len(kernel.signatures) for kernel in (residents.count, residents.sweep)]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 @given(st.integers(1 << 18, 1 << 34), st.integers(1, 300))

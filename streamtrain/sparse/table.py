@@ -368,15 +368,16 @@ class EmbeddingTable:
         self._dirty.unmark(rows)
         return int(np.count_nonzero(rows >= 0))
 
-    def compact(self, removed: int = 0, least: int = COMPACT_ROWS) -> None:
+    def compact(self, removed: int = 0, least: int | None = None) -> None:
         """Where fewer than two thirds of the rows are in use, moves some from the end to the front and gives memory back.
 
         Row numbers from before are void.
 
         Args:
           removed: how many rows were removed just now: memory follows them as quickly as they go.
-          least: so many row numbers go, or none: the memory of a few is not worth the move.
+          least: so many row numbers go, or none: the memory of a few is not worth the move. Default: COMPACT_ROWS.
         """
+        least = COMPACT_ROWS if least is None else least
         high, low = self._index.rows_high, len(self._index) * 3 // 2
         if not isinstance(self._index, Index) or high - low < least:
             return

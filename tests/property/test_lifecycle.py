@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,14 @@ def table(
         optimizer=OPTIMIZERS[optimizer],
         unadmitted="zero" if admission == "bloom" else "initial",
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rows_move_as_soon_as_they_may() -> Iterator[None]:
+    """In memory, that is: with so few rows they would never."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamtrain.sparse.table.COMPACT_ROWS", 1)
+        yield
 
 
 class Disk:

@@ -122,6 +122,10 @@ class EpochMissing(LogError):
     """The epoch asked for is not in the log: collected, or not written yet."""
 
 
+class Superseded(CorruptRecord, EpochMissing):
+    """A file under an epoch's name that no newer epoch follows: an overtaken writer left it. A newer base stands for it."""
+
+
 class RegistrationRefused(LogError):
     """A reader cannot be registered, most often for want of write permission. Read without, or mend that."""
 

@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from streamtrain.errors import CorruptRecord, EpochMissing, LogError
+from streamtrain.errors import CorruptRecord, EpochMissing, LogError, Superseded
 from streamtrain.log import container, format
 from streamtrain.log.container import Container
 from streamtrain.log.files import Files, typed_errors
@@ -156,11 +156,21 @@ class LogReader:
 
         Raises:
           EpochMissing: not written yet, or collected.
+          Superseded: it never was one of this log's epochs; a newer base stands for it.
           CorruptRecord: naming the file and the remedy.
           LogError: it cannot be read.
         """
         record = self._read(epoch, "epoch")
-        if chained and record.previous != (self._digest_before(epoch) or record.previous):
+        if any(base >= epoch for base in self.bases()):
+            # Old names are free again once they are collected: what counts is whom the epochs since follow.
+            if not self._followed(epoch):
+                if not self._exists(self.epoch_path(epoch)):
+                    raise self._missing(epoch, "epoch")
+                raise Superseded(
+                    f"{self.epoch_path(epoch)}: what comes after it does not follow it: the chain is broken. "
+                    f"{self.remedy('epoch', epoch)}"
+                )
+        elif chained and record.previous != (self._digest_before(epoch) or record.previous):
             raise self._corrupt("epoch", epoch, "it does not follow the epoch before it: the chain is broken")
         return record
 
@@ -199,6 +209,19 @@ class LogReader:
     def base_digest(self, epoch: int) -> str:
         """The digest of a base's own file, as it claims it. Raises as `read`."""
         return self._open(epoch, "base", check=False).digest
+
+    def _followed(self, epoch: int) -> bool:
+        """Whether the next epoch follows this one, which is not newer than the newest base; at the base's own, whether it is its."""
+        try:
+            if self._exists(self.epoch_path(epoch + 1)):
+                follower = self._read(epoch + 1, "epoch", check=False)
+            else:
+                follower = self._read(epoch, "base", check=False)
+        except EpochMissing:
+            return False
+        except CorruptRecord:
+            return True  # not to be told of this epoch, but of that file when it is read
+        return follower.previous == self.digest(epoch)
 
     def _digest_before(self, epoch: int) -> str | None:
         """What `previous` must be; None where the epoch before is gone."""

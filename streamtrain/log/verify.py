@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamtrain.errors import CorruptRecord, EpochMissing, LogError
+from streamtrain.errors import CorruptRecord, EpochMissing, LogError, Superseded
 from streamtrain.log.fold import SOURCES_MAX, refold_digest
 from streamtrain.log.format import Kind, content_digest
 from streamtrain.log.lineage import losses_of
@@ -187,11 +187,13 @@ class _Verification:
         path = self._log.epoch_path(epoch) if kind == "epoch" else self._log.base_path(epoch)
         try:
             return self._log.read(epoch, chained=chained) if kind == "epoch" else self._log.read_base(epoch)
-        except EpochMissing:
-            return None  # collected since it was listed
         except CorruptRecord as error:
+            if isinstance(error, Superseded) and epoch + 1 not in self._epochs:
+                return None  # what is missing after it has been told of
             remedy = self._log.remedy(kind, epoch)
             self._problem(path, str(error).removeprefix(f"{path}: ").removesuffix(f". {remedy}"), remedy)
+        except EpochMissing:
+            return None  # collected since it was listed
         except LogError as error:
             self._problem(path, str(error), "Check the disk and the permissions")
         finally:

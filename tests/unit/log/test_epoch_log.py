@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamtrain.errors import CorruptRecord, EpochMissing, Fenced, LogError
+from streamtrain.errors import CorruptRecord, EpochMissing, Fenced, LogError, Superseded
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Files
 from streamtrain.log.fold import fold
@@ -16,6 +16,7 @@ from streamtrain.log.format import content_digest
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import recover, recovered, restored
+from streamtrain.log.verify import verify
 from tests.reference_log import (
     append_epochs,
     as_dict,
@@ -95,8 +96,30 @@ def test_an_epoch_removed_from_the_middle_is_told_from_one_that_is_not_there_yet
     with pytest.raises(EpochMissing, match=message):
         log.read(2)
     fold(log.path, 1)
-    with pytest.raises(EpochMissing, match="back to epoch 1$"):
+    with pytest.raises(EpochMissing, match=r"back to epoch 1$"):
         log.read(2)
+
+
+def test_an_epoch_that_an_overtaken_writer_left_under_a_collected_name_counts_for_nothing(
+    log: EpochLog,
+) -> None:
+    append_epochs(log, 5)
+    fold(log.path, 5)
+    log.collect(2)
+    assert log.epochs() == [4, 5]
+    for epoch in (1, 3):
+        # Linked by a writer that was paused since, and died before it could take it back.
+        stray = EpochLog.create(log.path.parent / f"other{epoch}", "m", {})
+        stray.model = log.model
+        append_epochs(stray, epoch, writer="late")
+        log.epoch_path(epoch).write_bytes(stray.epoch_path(epoch).read_bytes())
+        with pytest.raises(
+            Superseded, match=r"what comes after it does not follow it.*A newer base holds what it learned"
+        ):
+            log.read(epoch)
+    assert log.read(4).epoch == 4 and log.read(5).epoch == 5
+    assert issubclass(Superseded, EpochMissing), "who follows the log goes on from the base"
+    assert {int(Path(problem.file).stem) for problem in verify(log.path).problems} == {2, 3}
 
 
 def test_appending_the_same_record_again_is_success(log: EpochLog) -> None:

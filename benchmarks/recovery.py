@@ -1,10 +1,11 @@
 """How long a daemon takes from its process's start to its first step, after kill -9, with all rows of a large model.
 
-    python -m benchmarks.recovery [--rows 10000000] [--epochs 300] [--store memory redis] [--repeat 3] [--pause 0] [--json]
+    python -m benchmarks.recovery [--rows 10000000] [--share 0.6] [--store memory redis] [--repeat 3] [--pause 0] [--json]
 
 A real log (benchmarks/model.py: 152 bytes a row, Adagrad, dim 18, 23 slots) whose base holds all rows; then `streamtrain
-run` learns from a Kafka topic (`--source files`: from a JSON-lines file) until `--epochs` epochs follow the base, and is
-killed. 300 is what `log.base_every_epochs` lets gather, so the worst case. Each measured start follows a kill -9 of the
+run` learns from a Kafka topic (`--source files`: from a JSON-lines file) until the epochs after the base hold
+`--share` of its bytes, and is killed: half is what `log.base_share` lets gather, and a tenth for the time that a fold takes, so the
+worst case. Each measured start follows a kill -9 of the
 daemon before it, at once or `--pause` seconds later, with samples waiting. The machine is warm: kernels and compiled
 programs are on disk, the log is in the page cache. `memory` loads all rows; `redis` has applied the log before, and its
 rows come on demand.
@@ -45,7 +46,10 @@ BAR_S = 5.0
 TOPIC = "bench"
 PARTITIONS = 4
 SAMPLES = 1_000_000
-_SETUP_INTERVAL_S = 0.1
+# A fold would outlive the daemon that is killed, and disturb the next start.
+_NO_FOLDS = {"STREAMTRAIN__LOG__BASE_SHARE": "1000", "STREAMTRAIN__LOG__BASE_EVERY_EPOCHS": "1000000"}
+_SETUP = _NO_FOLDS | {"STREAMTRAIN__LOG__EPOCH_INTERVAL_S": "0.05"}
+_SILENT_S = 60.0
 _PATIENCE_S = 900.0
 _TIMED = re.compile(
     r"restored from (\d+) records: the first read in ([\d.]+) s, loaded in ([\d.]+) s; "
@@ -64,7 +68,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         config = folder / "job.toml"
         job = job_of(config, job_text(folder, source, rows_max=2 * options.rows))
         write_model(job, options.rows, *asyncio.run(_start_of(job)))
-        _learn_until(config, LogReader.open(job.log.path), options.epochs + 1)
+        _learn_until(config, LogReader.open(job.log.path), options.share)
         stores = {"memory": "memory://"}
         if "redis" in options.store:
             stores["redis"] = stack.enter_context(RedisServer()).url
@@ -112,10 +116,24 @@ async def _start_of(job: Job) -> tuple[dict[str, int], str]:
         await source.close()
 
 
-def _learn_until(config: Path, log: LogReader, epoch: int) -> None:
-    """Runs a daemon until the log has an epoch, and kills it."""
-    with Daemon(config, STREAMTRAIN__LOG__EPOCH_INTERVAL_S=str(_SETUP_INTERVAL_S)) as daemon:
-        until(lambda: (log.head() or 0) >= epoch or not daemon.running, f"epoch {epoch}", _PATIENCE_S)
+def _learn_until(config: Path, log: LogReader, share: float) -> None:
+    """Runs a daemon that folds nothing until the epochs after the base hold that share of its bytes, and kills it."""
+    base = log.bases()[-1]
+    wanted = share * log.base_bytes(base)
+
+    def gathered() -> bool:
+        return log.epochs_bytes(range(base + 1, (log.head() or 0) + 1)) >= wanted
+
+    with Daemon(config, **_SETUP) as daemon:
+        seen, moved = log.head(), time.monotonic()
+        while daemon.running and not gathered():
+            time.sleep(0.2)
+            if (head := log.head()) != seen:
+                seen, moved = head, time.monotonic()
+            if time.monotonic() - moved > _SILENT_S:
+                raise SystemExit(
+                    f"no epoch for {_SILENT_S:g} s: {SAMPLES:,} samples were too few for --share {share:g}"
+                )
         if not daemon.running:
             raise SystemExit(f"the daemon ended:\n{daemon.text[-3000:]}")
 
@@ -133,7 +151,7 @@ def _about_log(log: LogReader) -> dict[str, Any]:
 
 
 def _measure_store(config: Path, store: str, options: argparse.Namespace) -> dict[str, Any]:
-    environment = {"STREAMTRAIN__STORE__URL": store}
+    environment = _NO_FOLDS | {"STREAMTRAIN__STORE__URL": store}
     # The first start fills the store, where there is one, and warms the machine.
     _start(config, options.rows, **environment)
     starts = []
@@ -209,7 +227,10 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rows", type=int, default=10_000_000, help="resident rows (default: %(default)s)")
     parser.add_argument(
-        "--epochs", type=int, default=300, help="epochs after the base (default: %(default)s)"
+        "--share",
+        type=float,
+        default=0.6,
+        help="bytes of epochs after the base, of its own (default: %(default)s)",
     )
     parser.add_argument("--store", nargs="+", choices=("memory", "redis"), default=["memory", "redis"])
     parser.add_argument("--source", choices=("kafka", "files"), default="kafka")
@@ -219,8 +240,8 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    if options.rows < 1000 or options.repeat < 1 or options.epochs < 0 or options.pause < 0:
-        parser.error("--rows must be 1000 or more, --repeat 1 or more, --epochs and --pause 0 or more")
+    if options.rows < 1000 or options.repeat < 1 or options.share < 0 or options.pause < 0:
+        parser.error("--rows must be 1000 or more, --repeat 1 or more, --share and --pause 0 or more")
     return options
 
 

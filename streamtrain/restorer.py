@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from streamtrain.errors import EpochMissing
+from streamtrain.errors import EpochMissing, LogError
 from streamtrain.log.headstart import Headstart
 from streamtrain.log.lineage import losses_of
 from streamtrain.log.reader import LogReader
@@ -115,13 +115,25 @@ class Restorer:
     def _begin_from_newest(self) -> None:
         def restore(records: Iterator[EpochRecord]) -> EpochRecord:
             return self._learner.restore(
-                ahead(self._checked(records)), sequential=self._sequential, rows=self._rows
+                ahead(self._checked(records)),
+                sequential=self._sequential,
+                rows=self._rows,
+                expected=self._expected(),
             )
 
         if self._every_record:
             self._note(restored(self._log, restore, headstart=self._headstart))
         else:
             self._note(restore(iter([self._newest()])))
+
+    def _expected(self) -> dict[str, int]:
+        """By table that will be loaded, the rows of the newest base."""
+        try:
+            tables = self._log.describe_base(max(self._log.bases(), default=-1)).tables
+        except LogError:
+            return {}  # there is none, or reading it will tell
+        resident = self._learner.sparse.resident
+        return {name: len(rows.ids) for name, rows in tables.items() if self._rows or name in resident}
 
     def _newest(self) -> EpochRecord:
         """The record of the head, or the base that stands for it."""

@@ -41,6 +41,8 @@ _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
 _FOLD_PAUSE_FIRST_S, _FOLD_PAUSE_MAX_S = 5.0, 300.0
 _WATCH_S = 1.0
 _SHOW_READERS_EVERY = 10  # watches
+# Below this, reading epochs again costs a restart nothing worth a base.
+_FOLD_BYTES_MIN = 256 << 20
 # Folding shares the machine with training and gives way to it.
 _FOLD_NICENESS = 10
 
@@ -218,8 +220,7 @@ class Views:
         pause_s = _FOLD_PAUSE_FIRST_S
         while True:
             try:
-                newest = max(await asyncio.to_thread(self._log.bases), default=0)
-                await self._head.beyond(newest + self._settings.base_every_epochs - 1)
+                await self._until_fold_is_due(max(await asyncio.to_thread(self._log.bases), default=0))
                 await self._fold()
                 logger.info("folded a base at epoch %d", max(await asyncio.to_thread(self._log.bases)))
             except (LogError, OSError) as error:
@@ -229,6 +230,17 @@ class Views:
                 pause_s = min(pause_s * 2, _FOLD_PAUSE_MAX_S)
             else:
                 pause_s = _FOLD_PAUSE_FIRST_S
+
+    async def _until_fold_is_due(self, newest: int) -> None:
+        """Waits until enough epochs follow base `newest`, or enough bytes."""
+        bytes_max = max(
+            _FOLD_BYTES_MIN, self._settings.base_share * await asyncio.to_thread(self._log.base_bytes, newest)
+        )
+        seen, held = newest, 0
+        while seen < newest + self._settings.base_every_epochs and held <= bytes_max:
+            await self._head.beyond(seen)
+            epochs = range(seen + 1, self._head.epoch + 1)
+            seen, held = self._head.epoch, held + await asyncio.to_thread(self._log.epochs_bytes, epochs)
 
     async def _fold(self) -> None:
         await asyncio.to_thread(self._holds.renew)  # what is collected afterwards depends on it

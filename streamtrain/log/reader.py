@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -143,6 +144,14 @@ class LogReader:
         return sorted(
             int(match[1]) for name in self._files.names(directory) if (match := _NAME.fullmatch(name))
         )
+
+    def base_bytes(self, epoch: int) -> int:
+        """The size of a base's file; 0 where there is none."""
+        return _size(self.base_path(epoch))
+
+    def epochs_bytes(self, epochs: Iterable[int]) -> int:
+        """The sizes of these epochs' files; those that are not there count nothing."""
+        return sum(_size(self.epoch_path(epoch)) for epoch in epochs)
 
     # Reading
 
@@ -294,3 +303,10 @@ class LogReader:
         return (
             f"Restore it from a backup, or move it and all newer epochs away to go back to epoch {epoch - 1}"
         )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

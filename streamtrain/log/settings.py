@@ -19,6 +19,9 @@ class LogSettings(Settings):
     """How often what was learned becomes durable and visible to the store, exports and serving."""
     base_every_epochs: int = Field(default=300, ge=1, le=1_000_000)
     """A base is folded, in a process of its own, when this many epochs follow the newest one. Recovery reads at most about as many."""
+    base_share: float = Field(default=0.5, gt=0, le=1000)
+    """A base is also folded when the epochs since the newest one hold this share of its bytes, and 256 MiB: a restart reads
+    little more than 1 + this share of the model."""
     keep_epochs: int = Field(default=600, ge=1, le=100_000_000)
     """How many epochs up to the newest base stay for views that lag, for replay and for lineage; older ones are removed
     after each fold. Twice `base_every_epochs` or more leaves a way back when the newest base is damaged."""

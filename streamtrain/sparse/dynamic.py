@@ -141,6 +141,9 @@ class DynamicTable:
     def cut(self) -> TableRows:
         return self.rows.cut()
 
+    def expect(self, rows: int) -> None:
+        self.rows.expect(rows)
+
     def load(self, values: TableRows, *, dirty: bool = False) -> None:
         self.rows.load(values, dirty=dirty)
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import TableFull
 from streamtrain.sparse import probing
-from streamtrain.sparse.memory import as_input, give_back, reserve
+from streamtrain.sparse.memory import as_input, give_back, populate, reserve
 
 __all__ = ["SLOTS_MIN", "IdSet", "Index"]
 
@@ -102,6 +102,11 @@ class Index:
         """Where nothing is held yet, takes the size at once to which `count` ids would make it grow."""
         if not len(self):
             self._resize(max(slots_for(min(count, self.rows_max)), 1 << self.layout[0]))
+
+    def expect(self, count: int) -> None:
+        """Finds memory for `count` ids, for an empty index; see `memory.populate`. For any thread."""
+        populate(self._slots, 0, slots_for(min(count, self.rows_max)))
+        populate(self.row_ids, 0, count)
 
     def _resize(self, slots: int) -> None:
         self._state[probing.BITS], self._state[probing.SPLIT] = slots.bit_length() - 1, slots

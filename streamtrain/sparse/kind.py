@@ -90,6 +90,9 @@ class TableKind(Lookup, Protocol):
     def cut(self) -> TableRows:
         """What changed since the last cut, as copies: absolute rows and tombstones."""
 
+    def expect(self, rows: int) -> None:
+        """Finds memory for rows that an empty table is about to load. For any thread, also while they are loaded."""
+
     def load(self, values: TableRows, *, dirty: bool = False) -> None:
         """Inserts or overwrites rows, then removes the tombstones; with `dirty` the next cut reports them.
 

@@ -206,6 +206,15 @@ class SparseNet:
     def _rules(self) -> dict[str, Admission]:
         return {name: table.admission for name, table in self.tables.items() if table.admission is not None}
 
+    def expect(self, rows: Mapping[str, int]) -> None:
+        """Finds memory for rows that empty tables are about to load; by table, how many. For any thread.
+
+        The system takes longer to hand out the memory of millions of rows than it takes to copy them.
+        """
+        for name, count in rows.items():
+            if name in self._banks:
+                self.tables[name].expect(count)
+
     def load(self, tables: Mapping[str, TableRows], *, dirty: bool = False) -> None:
         """Inserts or overwrites rows and removes tombstones; see `EmbeddingTable.load`.
 

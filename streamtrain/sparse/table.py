@@ -14,7 +14,7 @@ from streamtrain.sparse.dirty import DirtyRows
 from streamtrain.sparse.index import IdSet, Index
 from streamtrain.sparse.init import Initializer
 from streamtrain.sparse.lifecycle_settings import Decay, Unadmitted
-from streamtrain.sparse.memory import as_input
+from streamtrain.sparse.memory import as_input, populate
 from streamtrain.sparse.optimizers import restore, row_optimizer, statistics_of
 from streamtrain.sparse.part_init import PartInitializer
 from streamtrain.sparse.rehearsal import ROWS
@@ -26,6 +26,8 @@ __all__ = ["EmbeddingTable"]
 
 ROWS_LIMIT = 2**31 - 1
 MARK_BYTES = 4
+# So many at a time: who loads the rows meanwhile waits for the system no longer than that takes.
+EXPECTED_ROWS = 1 << 18
 COMPACT_ROWS = 4096
 """As many row numbers go at once, which takes about a millisecond; for each row that is removed with it, four more."""
 
@@ -302,6 +304,13 @@ class EmbeddingTable:
         """A copy of every row, in the order of row numbers. No tombstones."""
         rows = self._index.live_rows()
         return self._arena.gather(self._index.ids_of(rows), rows)
+
+    def expect(self, rows: int) -> None:
+        """Finds memory for rows that an empty table is about to load. For any thread, also while they are loaded."""
+        if isinstance(self._index, Index):
+            self._index.expect(rows)
+        for first in range(0, rows, EXPECTED_ROWS):
+            populate(self._arena.words, first, min(first + EXPECTED_ROWS, rows))
 
     def load(self, values: TableRows, *, dirty: bool = False) -> None:
         """Removes the tombstones, then inserts or overwrites rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -91,18 +92,28 @@ class Learner:
             notes=self._notes(),
         )
 
-    def restore(self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool = True) -> EpochRecord:
+    def restore(
+        self,
+        records: Iterable[EpochRecord],
+        *,
+        sequential: bool,
+        rows: bool = True,
+        expected: Mapping[str, int] | None = None,
+    ) -> EpochRecord:
         """Becomes the model that the records describe, whatever it was before.
 
         Args:
           records: a base and the epochs after it, or all epochs, in order; at least one.
           sequential: see `Source.sequential`.
           rows: False leaves tables empty whose rows come from the store on demand; those of `SparseNet.resident` are loaded.
+          expected: by table, how many rows the first record has: memory for them is found while it is being read.
 
         Returns:
           The last record: what the log's head holds.
         """
         self.sparse = self._no_rows()
+        if expected:
+            threading.Thread(target=self.sparse.expect, args=(expected,), name="memory", daemon=True).start()
         timed = Timed(records)
         last = self.advance(timed, sequential=sequential, rows=rows)
         logger.info("restored from %s", timed)

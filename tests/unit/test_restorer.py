@@ -21,7 +21,7 @@ class _Learner:
         self._log, self.during = log, -1
         self.epochs: list[int] = []
         self.source, self.lost = "", []
-        self.sparse = SimpleNamespace(needs_history=False)
+        self.sparse = SimpleNamespace(needs_history=False, resident=frozenset())
 
     def restore(self, records: Iterable[EpochRecord], **options: Any) -> EpochRecord:
         self.epochs = []

@@ -106,7 +106,7 @@ async def following(
     log: Any = None,
     **settings: Any,
 ) -> AsyncIterator[Following]:
-    log = log or SimpleNamespace(bases=list)
+    log = log or Bases([])
     log.readers = Readers(Path("nowhere"))
     made = Following(
         applier or Applier(),
@@ -212,8 +212,8 @@ async def test_an_export_in_hand_is_told_to_stop_when_the_view_is_cancelled() ->
 class Bases:
     """A log that answers what it was given, one at a time; `exhausted` once it has given the last one."""
 
-    def __init__(self, *answers: Any) -> None:
-        self._answers = deque(answers)
+    def __init__(self, *answers: Any, base_bytes: int = 0, epoch_bytes: int = 0) -> None:
+        self._answers, self._base_bytes, self._epoch_bytes = deque(answers), base_bytes, epoch_bytes
         self.exhausted = threading.Event()
 
     def bases(self) -> list[int]:
@@ -226,6 +226,12 @@ class Bases:
             raise answer
         return answer
 
+    def base_bytes(self, epoch: int) -> int:
+        return self._base_bytes
+
+    def epochs_bytes(self, epochs: Iterable[int]) -> int:
+        return sum(self._epoch_bytes for _ in epochs)
+
 
 async def test_a_fold_that_cannot_be_started_is_tried_again_and_training_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -237,6 +243,47 @@ async def test_a_fold_that_cannot_be_started_is_tried_again_and_training_goes_on
         assert await asyncio.to_thread(log.exhausted.wait, 30)
         await made.views.finish(30)
     assert "folding a base failed, it is tried again" in caplog.text
+
+
+async def test_a_base_is_folded_when_the_epochs_since_hold_their_share_of_its_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folded: list[int] = []
+    log = Bases([], base_bytes=2000 << 20, epoch_bytes=100 << 20)
+    async with following(log=log, base_share=0.25) as made:
+        done = asyncio.Event()
+
+        async def fold() -> None:
+            folded.append(made.head.epoch)
+            done.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(made.views, "_fold", fold)
+        for epoch in range(1, 7):
+            assert not folded, "five hundred MiB are a quarter of the base"
+            made.move(epoch)
+            await made.views.finish(30)
+            for _ in range(20):
+                await asyncio.sleep(0.005)
+        await asyncio.wait_for(done.wait(), 30)
+    assert folded == [6]
+
+
+async def test_few_bytes_wait_for_their_number_of_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    folded = asyncio.Event()
+    log = Bases([], base_bytes=1, epoch_bytes=40 << 20)
+    async with following(log=log, base_every_epochs=6) as made:
+
+        async def fold() -> None:
+            assert made.head.epoch == 6
+            folded.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(made.views, "_fold", fold)
+        for epoch in range(1, 7):
+            made.move(epoch)
+            await made.views.finish(30)
+        await asyncio.wait_for(folded.wait(), 30)
 
 
 async def test_a_fold_that_fails_says_why(caplog: pytest.LogCaptureFixture) -> None:

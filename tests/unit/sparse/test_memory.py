@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from streamtrain.errors import ConfigError
 from streamtrain.sparse.activations import ActivationBuffers
 from streamtrain.sparse.index import Index
-from streamtrain.sparse.memory import aligned_empty, as_input, reserve
+from streamtrain.sparse.memory import aligned_empty, as_input, populate, reserve
 from tests.unit.sparse.cases import LAYOUT
 
 
@@ -17,6 +21,23 @@ def test_reserving_far_more_than_the_machine_has_costs_only_what_is_touched() ->
     array[1_999_999_999, 39] = 1
     assert array[:3].sum() == 0 and array[1_999_999_999, 39] == 1
     assert array.ctypes.data % 64 == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from /proc")
+def test_memory_that_is_expected_is_there_before_it_is_touched_and_nothing_in_it_changes() -> None:
+    array = reserve((1 << 26,), np.float32, "test")
+    array[:: 1 << 22] = 7
+    before = _private_mb()
+    populate(array, 0, 1 << 24)
+    assert 40 <= _private_mb() - before <= 80, "64 MiB of the 256, some of which were there"
+    assert (array[:: 1 << 22] == 7).all() and np.count_nonzero(array) == 16
+    populate(array, 1 << 25, 1 << 40)
+
+
+def _private_mb() -> int:
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) >> 10
 
 
 def test_address_space_that_is_not_there_is_a_configuration_error() -> None:

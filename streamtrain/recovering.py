@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 from streamtrain import plugins
-from streamtrain.errors import SourceError
+from streamtrain.errors import Fenced, SourceError
 from streamtrain.health import Health
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.record import EpochRecord
@@ -77,6 +77,12 @@ class Recovering:
         await asyncio.to_thread(self.log.append, genesis)
         last = await asyncio.to_thread(self.restorer.catch_up)
         assert last is not None, "it was just appended"
+        if last.epoch != genesis.epoch:
+            # The source stands at the beginning, and the model does not any more.
+            raise Fenced(
+                f"another daemon ({last.writer or 'unknown'}) has gone on to epoch {last.epoch} of {self.log.path} while this "
+                "one, which began the log, was paused: stop it, the other one goes on"
+            )
         return last
 
     async def _start_source(self, positions: Positions | None, identity: str = "") -> dict[str, int]:

@@ -63,7 +63,7 @@ def fold(path: Path | str, upto: int | None = None, files: Files | None = None) 
       upto: the epoch; the newest by default.
 
     Returns:
-      The epoch of the base.
+      The epoch of the base; a newer one where another process has folded that meanwhile.
 
     Raises:
       EpochMissing: the log is empty, or lacks an epoch on the way.
@@ -77,11 +77,18 @@ def fold(path: Path | str, upto: int | None = None, files: Files | None = None) 
     base = max((base for base in log.bases() if base <= last), default=-1)
     while base < last:
         step = min(base + SOURCES_MAX, last)
-        folded = _fold_files(log, base, step, log.path / "tmp")
+        try:
+            folded = _fold_files(log, base, step, log.path / "tmp")
+        except EpochMissing:
+            # Another fold was faster, and has collected what is read here: its base is as good.
+            if (newest := max(log.bases(), default=-1)) <= base:
+                raise
+            base = newest
+            continue
         log.add_base(folded.record, folded.rows)
         logger.info("folded base %d from %s", step, f"base {base}" if base >= 0 else "epoch 0")
         base = step
-    return last
+    return base
 
 
 def refold_digest(log: LogReader, base: int, upto: int) -> str:

@@ -195,6 +195,8 @@ class Daemon:
             log.append(learner.genesis(source.start(None)))
             last = restorer.catch_up()
             assert last is not None, "it was just appended"
+            if last.epoch:
+                raise Fenced("another has gone on while this one, which began the log, was paused")
         else:
             source.start(last.positions)
         if applier is not None:

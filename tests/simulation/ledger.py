@@ -133,6 +133,7 @@ class LedgerLearner:
         self.dense = self.prequential = NOTHING
         self.sparse: Any = _Nothing()
         self.sparse.needs_history = False  # No table counts what it has not admitted.
+        self.sparse.resident = frozenset()
         self.sparse.take_figures = lambda table: ({}, {})
         self.source, self.lost = "", ()
         self._epochs: EpochBuilder | None = None
@@ -147,8 +148,10 @@ class LedgerLearner:
         tables, dense = self.model.cut(), self._dense()
         return EpochRecord(0, "", 0, 0, 0, 0, dict(positions), tables, dense, {})
 
-    def restore(self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool) -> EpochRecord:
-        """Becomes the model that the records describe."""
+    def restore(
+        self, records: Iterable[EpochRecord], *, sequential: bool, rows: bool, expected: Mapping[str, int]
+    ) -> EpochRecord:
+        """Becomes the model that the records describe. A ledger needs no memory found."""
         self.model = Ledger()
         return self.advance(records, sequential=sequential, rows=rows)
 

@@ -10,7 +10,21 @@ from tests.simulation.world import Outcome
 
 SEEDS = 400
 # Of these, the product was once wrong in what was then the world of that seed; tests/unit has what it was.
-REGRESSIONS = [131, 21236, 100651, 102316, 102909, 107351, 107523, 206056, 207001, 208053, 506420]
+REGRESSIONS = [
+    131,
+    21236,
+    100651,
+    102316,
+    102909,
+    107351,
+    107523,
+    206056,
+    207001,
+    208053,
+    506420,
+    700392,
+    705488,
+]
 # A fault of the product that the simulation does not find in so many worlds is one that it does not find.
 MUTATION_SEEDS_MAX = 1500
 

@@ -33,7 +33,7 @@ from streamtrain.plugins import blamed
 from streamtrain.sources import Source
 from streamtrain.store.applier import StoreApplier
 
-__all__ = ["Head", "Views"]
+__all__ = ["Head", "Views", "fold_is_due"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,12 @@ _SHOW_READERS_EVERY = 10  # watches
 _FOLD_BYTES_MIN = 256 << 20
 # Folding shares the machine with training and gives way to it.
 _FOLD_NICENESS = 10
+
+
+def fold_is_due(settings: LogSettings, base_bytes: int, epochs: int, epochs_bytes: int) -> bool:
+    """Whether a base should be folded, where so many epochs of so many bytes follow one of `base_bytes`."""
+    share = max(_FOLD_BYTES_MIN, settings.base_share * base_bytes)
+    return epochs >= settings.base_every_epochs or epochs_bytes > share
 
 
 class Head:
@@ -233,11 +239,9 @@ class Views:
 
     async def _until_fold_is_due(self, newest: int) -> None:
         """Waits until enough epochs follow base `newest`, or enough bytes."""
-        bytes_max = max(
-            _FOLD_BYTES_MIN, self._settings.base_share * await asyncio.to_thread(self._log.base_bytes, newest)
-        )
+        base_bytes = await asyncio.to_thread(self._log.base_bytes, newest)
         seen, held = newest, 0
-        while seen < newest + self._settings.base_every_epochs and held <= bytes_max:
+        while not fold_is_due(self._settings, base_bytes, seen - newest, held):
             await self._head.beyond(seen)
             epochs = range(seen + 1, self._head.epoch + 1)
             seen, held = self._head.epoch, held + await asyncio.to_thread(self._log.epochs_bytes, epochs)

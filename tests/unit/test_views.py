@@ -28,7 +28,7 @@ from streamtrain.log.readers import Readers
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.settings import LogSettings
 from streamtrain.metrics import Metrics
-from streamtrain.views import Head, Views
+from streamtrain.views import Head, Views, fold_is_due
 from tests.reference_log import append_epochs
 
 
@@ -215,6 +215,7 @@ class Bases:
     def __init__(self, *answers: Any, base_bytes: int = 0, epoch_bytes: int = 0) -> None:
         self._answers, self._base_bytes, self._epoch_bytes = deque(answers), base_bytes, epoch_bytes
         self.exhausted = threading.Event()
+        self._looking, self._looked_at = threading.Condition(), -1
 
     def bases(self) -> list[int]:
         answer = self._answers[0]
@@ -230,7 +231,15 @@ class Bases:
         return self._base_bytes
 
     def epochs_bytes(self, epochs: Iterable[int]) -> int:
-        return sum(self._epoch_bytes for _ in epochs)
+        found = list(epochs)
+        with self._looking:
+            self._looked_at = max(self._looked_at, *found)
+            self._looking.notify_all()
+        return self._epoch_bytes * len(found)
+
+    def until_looked_at(self, epoch: int) -> None:
+        with self._looking:
+            assert self._looking.wait_for(lambda: self._looked_at >= epoch, 30)
 
 
 async def test_a_fold_that_cannot_be_started_is_tried_again_and_training_goes_on(
@@ -245,45 +254,32 @@ async def test_a_fold_that_cannot_be_started_is_tried_again_and_training_goes_on
     assert "folding a base failed, it is tried again" in caplog.text
 
 
-async def test_a_base_is_folded_when_the_epochs_since_hold_their_share_of_its_bytes(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("base_mib", "epochs", "epochs_mib", "due"),
+    [
+        (2000, 299, 500, False),
+        (2000, 299, 501, True),
+        (2000, 300, 1, True),
+        (0, 1, 256, False),
+        (0, 1, 257, True),
+    ],
+)
+def test_a_base_is_due_after_enough_epochs_or_when_they_hold_their_share_of_its_bytes_and_are_worth_it(
+    base_mib: int, epochs: int, epochs_mib: int, due: bool
 ) -> None:
-    folded: list[int] = []
-    log = Bases([], base_bytes=2000 << 20, epoch_bytes=100 << 20)
+    settings = LogSettings(path="nowhere", base_every_epochs=300, base_share=0.25)
+    assert fold_is_due(settings, base_mib << 20, epochs, epochs_mib << 20) is due
+
+
+async def test_what_epochs_hold_is_added_up_until_a_fold_is_due() -> None:
+    log = Bases([100], base_bytes=2000 << 20, epoch_bytes=100 << 20)
     async with following(log=log, base_share=0.25) as made:
-        done = asyncio.Event()
-
-        async def fold() -> None:
-            folded.append(made.head.epoch)
-            done.set()
-            await asyncio.Event().wait()
-
-        monkeypatch.setattr(made.views, "_fold", fold)
-        for epoch in range(1, 7):
-            assert not folded, "five hundred MiB are a quarter of the base"
+        due = asyncio.create_task(made.views._until_fold_is_due(100))
+        for epoch in range(101, 107):
+            assert not due.done()
             made.move(epoch)
-            await made.views.finish(30)
-            for _ in range(20):
-                await asyncio.sleep(0.005)
-        await asyncio.wait_for(done.wait(), 30)
-    assert folded == [6]
-
-
-async def test_few_bytes_wait_for_their_number_of_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    folded = asyncio.Event()
-    log = Bases([], base_bytes=1, epoch_bytes=40 << 20)
-    async with following(log=log, base_every_epochs=6) as made:
-
-        async def fold() -> None:
-            assert made.head.epoch == 6
-            folded.set()
-            await asyncio.Event().wait()
-
-        monkeypatch.setattr(made.views, "_fold", fold)
-        for epoch in range(1, 7):
-            made.move(epoch)
-            await made.views.finish(30)
-        await asyncio.wait_for(folded.wait(), 30)
+            await asyncio.to_thread(log.until_looked_at, epoch)
+        await asyncio.wait_for(due, 30)
 
 
 async def test_a_fold_that_fails_says_why(caplog: pytest.LogCaptureFixture) -> None:

@@ -103,28 +103,20 @@ class Restorer:
         return True
 
     def _begin(self) -> None:
-        while True:
-            head = self._log.head()
-            try:
-                return self._begin_from_newest()
-            except EpochMissing:
-                # Others went on, and have collected it while this process was paused.
-                if self._log.head() == head:
-                    raise
-
-    def _begin_from_newest(self) -> None:
-        def restore(records: Iterator[EpochRecord]) -> EpochRecord:
-            return self._learner.restore(
-                ahead(self._checked(records)),
-                sequential=self._sequential,
-                rows=self._rows,
-                expected=self._expected(),
+        def begin(records: Iterator[EpochRecord]) -> None:
+            if not self._every_record:
+                records = iter([self._newest()])
+            self._note(
+                self._learner.restore(
+                    ahead(self._checked(records)),
+                    sequential=self._sequential,
+                    rows=self._rows,
+                    expected=self._expected(),
+                )
             )
 
-        if self._every_record:
-            self._note(restored(self._log, restore, headstart=self._headstart))
-        else:
-            self._note(restore(iter([self._newest()])))
+        # What is noted may be collected as well as what is read: either way there is a newer base.
+        restored(self._log, begin, headstart=self._headstart)
 
     def _expected(self) -> dict[str, int]:
         """By table that will be loaded, the rows of the newest base."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from streamtrain.errors import EpochMissing
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.fold import fold
 from streamtrain.log.record import EpochRecord
@@ -61,3 +62,20 @@ def test_a_start_whose_epoch_is_collected_while_it_notes_it_begins_anew(tmp_path
     last = Restorer(learner, EpochLog.open(log.path), sequential=False, rows=rows).catch_up()
     assert last is not None and last.epoch == 6
     assert learner.epochs == [6]
+
+
+def test_a_standby_tells_of_an_epoch_that_is_gone_although_the_owner_goes_on(tmp_path: Path) -> None:
+    log = EpochLog.create(tmp_path / "log", "clicks", {"seed": 1})
+    append_epochs(log, 4)
+    log.epoch_path(2).unlink()
+    begun = []
+
+    class Learner(_Learner):
+        def restore(self, records: Iterable[EpochRecord], **options: Any) -> EpochRecord:
+            begun.append(append_epochs(log, 5 + len(begun)))
+            assert len(begun) < 5, "it begins anew without end"
+            return super().restore(records, **options)
+
+    learner: Any = Learner(log)
+    with pytest.raises(EpochMissing, match="has no epoch 2"):
+        Restorer(learner, EpochLog.open(log.path), sequential=False, rows=True).catch_up()

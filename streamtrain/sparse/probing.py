@@ -83,6 +83,28 @@ def home_of(tag: np.uint64, coarse: np.uint64, split: np.uint64) -> np.int64:
 
 
 @kernel
+def row_in(entry: np.uint64) -> np.int64:
+    """The row that a slot names, -1 of an empty one."""
+    return np.int64(entry & LOW) - 1
+
+
+@kernel
+def locate(
+    id: np.uint64,
+    tag: np.uint64,
+    slots: NDArray[np.uint64],
+    coarse: np.uint64,
+    split: np.uint64,
+    row_ids: NDArray[np.uint64],
+) -> np.int64:
+    """The slot in which an id is, or where it is not there, the empty one that it would take. tag: `tag_of` it."""
+    at = home_of(tag, coarse, split)
+    while slots[at] != EMPTY and (slots[at] >> HALF != tag or row_ids[row_in(slots[at])] != id):
+        at += 1
+    return at
+
+
+@kernel
 def prefetch_probe(
     ids: NDArray[np.uint64],
     i: int,
@@ -94,8 +116,7 @@ def prefetch_probe(
     """Asks for what the ids behind `ids[i]` will need: the slot of one far behind, then the row id of one near."""
     far, near = min(i + FAR, ids.size - 1), min(i + NEAR, ids.size - 1)
     prefetch(slots, home_of(tag_of(ids[far]), coarse, split), 0)
-    entry = slots[home_of(tag_of(ids[near]), coarse, split)]
-    prefetch(row_ids, np.int64(entry & LOW) - 1, 0)
+    prefetch(row_ids, row_in(slots[home_of(tag_of(ids[near]), coarse, split)]), 0)
 
 
 @kernel
@@ -119,16 +140,7 @@ def find(
     for i in range(ids.size):
         prefetch_probe(ids, i, slots, coarse, split, row_ids)
         id = ids[i]
-        tag = tag_of(id)
-        at = home_of(tag, coarse, split)
-        row = np.int64(-1)
-        while slots[at] != EMPTY:
-            entry = slots[at]
-            if entry >> HALF == tag and row_ids[np.int64(entry & LOW) - 1] == id:
-                row = np.int64(entry & LOW) - 1
-                break
-            at += 1
-        rows[i] = row
+        rows[i] = row_in(slots[locate(id, tag_of(id), slots, coarse, split, row_ids)])
 
 
 @kernel
@@ -158,14 +170,8 @@ def find_or_insert(
         prefetch_probe(ids, i, slots, coarse, split, row_ids)
         id = ids[i]
         tag = tag_of(id)
-        at = home_of(tag, coarse, split)
-        row = np.int64(-1)
-        while slots[at] != EMPTY:
-            entry = slots[at]
-            if entry >> HALF == tag and row_ids[np.int64(entry & LOW) - 1] == id:
-                row = np.int64(entry & LOW) - 1
-                break
-            at += 1
+        at = locate(id, tag, slots, coarse, split, row_ids)
+        row = row_in(slots[at])
         fresh[i] = row < 0
         if row < 0:
             if state[LIVE] == row_ids.size:
@@ -207,14 +213,8 @@ def erase(
     for i in range(ids.size):
         id = ids[i]
         tag = tag_of(id)
-        hole = home_of(tag, coarse, split)
-        row = np.int64(-1)
-        while slots[hole] != EMPTY:
-            entry = slots[hole]
-            if entry >> HALF == tag and row_ids[np.int64(entry & LOW) - 1] == id:
-                row = np.int64(entry & LOW) - 1
-                break
-            hole += 1
+        hole = locate(id, tag, slots, coarse, split, row_ids)
+        row = row_in(slots[hole])
         rows[i] = row
         if row < 0:
             continue
@@ -421,7 +421,7 @@ def live_rows(slots: NDArray[np.uint64], rows: NDArray[np.int32]) -> None:
     count = at = 0
     while count < rows.size:
         if slots[at] != EMPTY:
-            rows[count] = np.int64(slots[at] & LOW) - 1
+            rows[count] = row_in(slots[at])
             count += 1
         at += 1
 

@@ -21,7 +21,8 @@ class _Learner:
     def __init__(self, log: EpochLog) -> None:
         self._log, self.during = log, -1
         self.epochs: list[int] = []
-        self.source, self.lost = "", []
+        self.source = ""
+        self.lost: list[Any] = []
         self.sparse = SimpleNamespace(needs_history=False, resident=frozenset())
 
     def restore(self, records: Iterable[EpochRecord], **options: Any) -> EpochRecord:
@@ -68,7 +69,7 @@ def test_a_standby_tells_of_an_epoch_that_is_gone_although_the_owner_goes_on(tmp
     log = EpochLog.create(tmp_path / "log", "clicks", {"seed": 1})
     append_epochs(log, 4)
     log.epoch_path(2).unlink()
-    begun = []
+    begun: list[str] = []
 
     class Learner(_Learner):
         def restore(self, records: Iterable[EpochRecord], **options: Any) -> EpochRecord:

@@ -17,17 +17,15 @@ from numpy.typing import NDArray
 from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.sparse.turns import tags_of
-from streamtrain.store.packing import unpack_values, value_dtype
+from streamtrain.store.lmdb_packing import keys_of, pack, unpack
+from streamtrain.store.packing import unpack_values
 from streamtrain.store.shares import check_tables
 from streamtrain.store.store import StoreDescription
 
-__all__ = ["KEY_BYTES", "LmdbRows"]
+__all__ = ["LmdbRows"]
 
 logger = logging.getLogger(__name__)
 
-# Tags first, so that a part of their space lies together: ids in the order in which sweeps look at them (sparse/turns.py).
-_KEY = np.dtype([("tag", ">u4"), ("id", ">u8")])
-KEY_BYTES = _KEY.itemsize
 _REFILLED = "the store at %s is damaged and is filled again from the log: %s"
 _ROWS_MAX = 1 << 16  # rows that exist as Python objects at once
 _STEP_BYTES = 1 << 24
@@ -43,7 +41,6 @@ _DAMAGE = (
     lmdb.PanicError,
     lmdb.VersionMismatchError,
 )
-_GOLDEN = 0x9E3779B1  # 2^32 / golden ratio, odd
 
 Work = Callable[[Any], None]
 
@@ -163,8 +160,11 @@ class LmdbRows:
             if epoch is None or epoch < epoch_min:
                 raise self._behind(epoch, epoch_min)
             cursor = txn.cursor(self._tables[table])
-            held = [cursor.getmulti(_keys(asked[part]).tolist()) for part in _parts(len(asked))]
-        found, values = self._unpack(table, [pair for part in held for pair in part])
+            held = [cursor.getmulti(keys_of(asked[part])) for part in _parts(len(asked))]
+        try:
+            found, values = unpack([pair for part in held for pair in part], *self._opened.tables[table])
+        except ValueError as error:
+            raise self._damaged(f"table {table!r}: {error}") from error
         there = np.isin(asked, found, assume_unique=True)
         at = np.cumsum(there) - 1
         wanted = at[place[there[place]]]
@@ -333,38 +333,11 @@ class LmdbRows:
             txn.drop(db, delete=False)
 
     def _put(self, txn: Any, table: str, rows: TableRows, part: slice) -> None:
-        ids = np.array(rows.ids[part], np.uint64)
-        order = np.lexsort((ids, tags_of(ids)))
-        packed = np.empty(len(ids), _packed(*self._opened.tables[table]))
-        packed["id"] = ids
-        value = packed["value"]
-        value["weights"], value["slots"] = rows.weights[part], rows.slots[part]
-        value["count"], value["last_step"] = rows.counts[part], rows.last_steps[part]
-        packed["check"] = _checks(packed)
-        packed = packed[order]
-        values = np.frombuffer(packed.tobytes(), np.uint8).reshape(len(ids), -1)[:, 8:]
-        blobs = np.ascontiguousarray(values).view(f"V{values.shape[1]}")[:, 0].tolist()
-        txn.cursor(self._tables[table]).putmulti(zip(_keys(packed["id"]).tolist(), blobs, strict=True))
+        txn.cursor(self._tables[table]).putmulti(pack(rows, part))
 
     def _remove(self, txn: Any, table: str, ids: NDArray[np.uint64]) -> None:
-        for key in _keys(ids).tolist():
+        for key in keys_of(ids):
             txn.delete(key, db=self._tables[table])
-
-    def _unpack(
-        self, table: str, pairs: list[tuple[bytes, bytes]]
-    ) -> tuple[NDArray[np.uint64], NDArray[np.void]]:
-        """The ids (`[R]` uint64) and values (`[R]`) of keys and values as they lie in the file."""
-        dtype = _packed(*self._opened.tables[table])
-        packed = np.empty(len(pairs), dtype)
-        blob = b"".join(value for _, value in pairs)
-        if len(blob) != len(pairs) * (dtype.itemsize - 8):
-            raise self._damaged(f"values of table {table!r} have other sizes than rows")
-        raw = packed.view(np.uint8).reshape(len(pairs), dtype.itemsize)
-        raw[:, 8:] = np.frombuffer(blob, np.uint8).reshape(len(pairs), dtype.itemsize - 8)
-        packed["id"] = np.frombuffer(b"".join(key for key, _ in pairs), _KEY)["id"]
-        if not np.array_equal(_checks(packed), packed["check"]):
-            raise self._damaged(f"rows of table {table!r} do not match their checksums")
-        return packed["id"].astype(np.uint64), packed["value"]
 
     def _damaged(self, why: str) -> StoreBehind:
         self._damage = why
@@ -382,25 +355,3 @@ def _this_run() -> str:
 
 def _parts(count: int) -> Iterator[slice]:
     return (slice(start, min(start + _ROWS_MAX, count)) for start in range(0, count, _ROWS_MAX))
-
-
-def _keys(ids: NDArray[np.uint64]) -> NDArray[np.void]:
-    """The keys (`[N]` of 12 bytes) of ids."""
-    keys = np.empty(len(ids), _KEY)
-    keys["tag"], keys["id"] = tags_of(ids), ids
-    return keys.view(f"V{KEY_BYTES}")
-
-
-def _packed(dim: int, slots: int) -> np.dtype[np.void]:
-    return np.dtype([("id", "<u8"), ("value", value_dtype(dim, slots)), ("check", "<u4")])
-
-
-def _checks(packed: NDArray[np.void]) -> NDArray[np.uint32]:
-    """By row, a sum of all its words, its id's included, each times an odd number of its place: no zeros pass for a row.
-
-    A sum like this finds any one damaged word, and others but for one in 2^32 (Knuth, TAOCP 3, section 6.4).
-    """
-    words = packed.view(np.uint8).reshape(len(packed), packed.dtype.itemsize)[:, :-4]
-    words = np.ascontiguousarray(words).view("<u4")
-    factors = np.arange(1, 2 * words.shape[1], 2, dtype=np.uint32) * np.uint32(_GOLDEN)
-    return (words * factors).sum(axis=1, dtype=np.uint32) + np.uint32(_GOLDEN)

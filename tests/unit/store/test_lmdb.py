@@ -13,7 +13,8 @@ from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
 from streamtrain.sparse.turns import tags_of
 from streamtrain.store import Store, StoreDescription, StoreSettings, open_store
 from streamtrain.store import lmdb_rows as module
-from streamtrain.store.lmdb_rows import KEY_BYTES, LmdbRows
+from streamtrain.store.lmdb_packing import KEY_BYTES
+from streamtrain.store.lmdb_rows import LmdbRows
 from tests.reference_store import DIMS, as_dict, random_record, record_of, rows_of
 
 DESCRIPTION = StoreDescription("model-of-the-test", DIMS, 3)

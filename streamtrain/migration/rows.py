@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
 from streamtrain.sparse.init import Initializer
-from streamtrain.sparse.optimizers import row_optimizer, slots_of
-from streamtrain.sparse.settings import Adagrad, Adam, AnyOptimizer, Ftrl
+from streamtrain.sparse.optimizers import row_optimizer, slots_of, state_of
+from streamtrain.sparse.settings import AnyOptimizer
 from streamtrain.sparse.tables import AnyTable
 
 __all__ = ["carried_over", "keeps_rows"]
@@ -75,11 +75,10 @@ def _words(
 
 
 def _moves(optimizer: AnyOptimizer, before: int, after: int) -> Iterator[tuple[slice, slice]]:
-    """Pairs of where a weight's state stood among the slots, and where it stands, as `sparse.optimizers` lays it out."""
+    """Pairs of where a weight's state stood among the slots of rows with `before` weights, and where it stands now."""
     kept = min(before, after)
-    vectors = {Adagrad: 1, Adam: 2, Ftrl: 2}.get(type(optimizer), 0)
+    vectors, of_row = state_of(optimizer)
     for vector in range(vectors):
         yield slice(vector * before, vector * before + kept), slice(vector * after, vector * after + kept)
-    # What a row has once (Adam's number of updates, row-wise Adagrad's sum) stands behind them.
-    if slots_of(optimizer, after) > vectors * after:
+    if of_row:
         yield slice(vectors * before, None), slice(vectors * after, None)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from streamtrain.sparse.jit import kernel, prefetch_row
 from streamtrain.sparse.settings import Adagrad, Adam, AnyOptimizer, Ftrl, RowwiseAdagrad, Sgd
 
-__all__ = ["RowOptimizer", "restore", "row_optimizer", "slots_of", "statistics_of"]
+__all__ = ["RowOptimizer", "restore", "row_optimizer", "slots_of", "state_of", "statistics_of"]
 
 Words = NDArray[np.float32]
 Bits = NDArray[np.uint32]
@@ -72,19 +72,25 @@ class RowOptimizer:
         return self._update(words, bits, rows, gradients, occurrences, step, before, *self._update_parameters)
 
 
-def slots_of(settings: AnyOptimizer, dim: int) -> int:
-    """K, the floats of state that the optimizer keeps for a row of `dim` weights."""
+def state_of(settings: AnyOptimizer) -> tuple[int, int]:
+    """What the optimizer keeps for a row, in this order: how many floats for each weight, and how many for the row."""
     match settings:
         case Sgd():
-            return 0
+            return 0, 0
         case Adagrad():
-            return dim
+            return 1, 0
         case RowwiseAdagrad():
-            return 1
+            return 0, 1
         case Adam():
-            return 2 * dim + 1
+            return 2, 1
         case Ftrl():
-            return 2 * dim
+            return 2, 0
+
+
+def slots_of(settings: AnyOptimizer, dim: int) -> int:
+    """K, the floats of state that the optimizer keeps for a row of `dim` weights."""
+    of_weight, of_row = state_of(settings)
+    return of_weight * dim + of_row
 
 
 def statistics_of(settings: AnyOptimizer, dim: int) -> int:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.errors import ConfigError
-from streamtrain.sparse.hashed_ids import PART_BITS
 from streamtrain.sparse.jit import kernel
 from streamtrain.sparse.memory import as_input, reserve
+from streamtrain.sparse.tables import PART_BITS
 
 __all__ = ["DirectIndex"]
 

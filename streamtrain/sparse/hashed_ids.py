@@ -23,12 +23,9 @@ from numpy.typing import NDArray
 from streamtrain.sparse.init import table_key
 from streamtrain.sparse.jit import kernel
 from streamtrain.sparse.memory import as_input
-from streamtrain.sparse.tables import Hashing
+from streamtrain.sparse.tables import PART_BITS, Hashing
 
-__all__ = ["PART_BITS", "RowIds", "independent", "quotient_remainder"]
-
-PART_BITS = 32
-"""A row id is the part's number above these bits, and the bucket below."""
+__all__ = ["RowIds", "independent", "quotient_remainder"]
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

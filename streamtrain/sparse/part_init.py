@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from streamtrain.sparse.init import Initializer
 from streamtrain.sparse.jit import kernel
 from streamtrain.sparse.settings import AnyInit
-from streamtrain.sparse.tables import Hashing
+from streamtrain.sparse.tables import PART_BITS, Hashing
 
 __all__ = ["PartInitializer", "add_one"]
 
-PART_SHIFT = np.uint64(32)
+PART_SHIFT = np.uint64(PART_BITS)
 ONE = np.float32(1)
 
 

@@ -9,9 +9,20 @@ from pydantic import Field, Tag, model_validator
 from streamtrain.settings import Settings, kind_or
 from streamtrain.sparse.settings import RowSettings, TableSettings
 
-__all__ = ["PARTS_MAX", "ROWS_LIMIT", "AnyTable", "Combine", "HashTable", "Hashing", "MultiHashTable"]
+__all__ = [
+    "PARTS_MAX",
+    "PART_BITS",
+    "ROWS_LIMIT",
+    "AnyTable",
+    "Combine",
+    "HashTable",
+    "Hashing",
+    "MultiHashTable",
+]
 
 PARTS_MAX = 8
+PART_BITS = 32
+"""A row id is the part's number above these bits, and the bucket below."""
 ROWS_LIMIT = 2_000_000_000
 
 Combine = Literal["add", "concat", "multiply"]

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
-from streamtrain.sparse.tables import AnyTable, Hashing
+from streamtrain.sparse.tables import PART_BITS, Hashing
 
-__all__ = ["Collisions", "collisions", "collisions_of", "occupied"]
-
-PART_SHIFT = np.uint64(32)
-_TABLE: TypeAdapter[AnyTable] = TypeAdapter(AnyTable)
+__all__ = ["Collisions", "collisions", "occupied"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +35,9 @@ class Collisions:
     collided: float
 
 
-def collisions_of(table: Mapping[str, Any], row_ids: NDArray[np.uint64]) -> Collisions | None:
-    """What a table's rows say; None where each id has a row of its own.
-
-    Args:
-      table: its settings, as the job in a log's `model.json` has them.
-      row_ids: `[N]` uint64, those of its rows that were learned, each once.
-    """
-    hashing = _TABLE.validate_python(dict(table)).hashing
-    return None if hashing is None else collisions(hashing, occupied(hashing, row_ids))
-
-
 def occupied(hashing: Hashing, row_ids: NDArray[np.uint64]) -> list[int]:
     """By part, how many of `row_ids` (`[N]` uint64, distinct: a table's in the log or the store) are in it."""
-    parts = (row_ids >> PART_SHIFT).astype(np.int64)
+    parts = (row_ids >> np.uint64(PART_BITS)).astype(np.int64)
     found: list[int] = np.bincount(parts, minlength=hashing.parts).tolist()
     return found
 

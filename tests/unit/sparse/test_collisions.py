@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from streamtrain.sparse.collisions import collisions, collisions_of, occupied
+from streamtrain.sparse.collisions import collisions, occupied
 from streamtrain.sparse.hashed_ids import RowIds
 from streamtrain.sparse.tables import Hashing
 from tests.reference_hashed import row_ids
@@ -60,10 +60,3 @@ def test_an_empty_table_has_seen_nothing() -> None:
 def test_a_full_part_is_not_asked_where_another_has_room() -> None:
     hashing = Hashing(scheme="independent", sizes=[10_000, 5], combine="add")
     assert collisions(hashing, [1000, 5]).ids == pytest.approx(-10_000 * math.log(0.9))
-
-
-def test_a_tables_entry_in_model_json_is_enough() -> None:
-    ids = np.array([0, 3, 7], np.uint64)
-    found = collisions_of({"kind": "hash", "dim": 4, "rows": 10}, ids)
-    assert found is not None and found.occupied == (3,)
-    assert collisions_of({"dim": 4}, ids) is None

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.errors import TableFull
-from streamtrain.log.record import TableRows
 from streamtrain.sparse.admission import Admission, make_admission
 from streamtrain.sparse.expiry import expired, rule_of
+from streamtrain.sparse.over_rows import OverRows
 from streamtrain.sparse.residents import Residents
 from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.table import EmbeddingTable
@@ -23,14 +23,13 @@ NO_IDS = np.empty(0, np.uint64)
 NO_ROWS = np.empty(0, np.int32)
 
 
-class DynamicTable:
+class DynamicTable(OverRows):
     """The kind of table that is an index of ids over rows of their own; see `TableKind`.
 
     In a step, rows are found, absent ids are admitted or not, and rows learn; then the step ends, and with it filters age
     and rows expire. A step that is taken back ends too: its number has passed all the same.
 
     Attributes:
-      rows: the rows.
       admission: which ids get one; None: all.
       resident: see `TableKind`: rows that may expire have to be there; and whether an id has a row is asked for each of
         the many that have none, which a store could not answer in time unless memory has to be bounded.
@@ -38,9 +37,8 @@ class DynamicTable:
 
     def __init__(self, name: str, settings: TableSettings, seed: int) -> None:
         """Args: name: the table's; settings: of it; seed: the model's. Raises: ConfigError."""
-        self.name, self.dim = name, settings.dim
         self.admission: Admission | None = make_admission(settings.admission, seed, name)
-        self.rows = EmbeddingTable(
+        rows = EmbeddingTable(
             name,
             settings.dim,
             init=settings.init,
@@ -50,6 +48,7 @@ class DynamicTable:
             unadmitted=None if self.admission is None else settings.unadmitted,
             decay=settings.decay,
         )
+        super().__init__(rows, settings.dim)
         self._expiry = settings.expiry
         self._bounded = settings.memory_bytes_max is not None
         self.resident = not self._bounded and (self.admission is not None or settings.expiry is not None)
@@ -59,9 +58,6 @@ class DynamicTable:
         self._united = Uniter().unite(NO_IDS)
         self._step_rows, self._inserted, self._refused = NO_ROWS, NO_IDS, 0
         self._events: Counter[str] = Counter()
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     @property
     def memory_bytes(self) -> int:
@@ -138,27 +134,6 @@ class DynamicTable:
         if self._bounded:
             Residents.rehearse()
 
-    def cut(self) -> TableRows:
-        return self.rows.cut()
-
-    def expect(self, rows: int) -> None:
-        self.rows.expect(rows)
-
-    def load(self, values: TableRows, *, dirty: bool = False) -> None:
-        self.rows.load(values, dirty=dirty)
-
-    def insert_missing(self, values: TableRows) -> int:
-        return self.rows.insert_missing(values)
-
     def evict(self, ids: NDArray[np.uint64]) -> int:
         """Lets go of rows; see `EmbeddingTable.evict`."""
         return self.rows.evict(ids)
-
-    def remove(self, ids: NDArray[np.uint64]) -> int:
-        return self.rows.remove(ids)
-
-    def contains(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        return self.rows.contains(ids)
-
-    def export(self) -> TableRows:
-        return self.rows.export()

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.log.record import TableRows
 from streamtrain.sparse.admission import Admission
 from streamtrain.sparse.collisions import Collisions, collisions
 from streamtrain.sparse.combining import COMBINERS, count_occurrences
 from streamtrain.sparse.hashed_ids import RowIds
+from streamtrain.sparse.over_rows import OverRows
 from streamtrain.sparse.rehearsal import ROWS
 from streamtrain.sparse.settings import AnyInit, AnyOptimizer
 from streamtrain.sparse.table import EmbeddingTable
@@ -23,7 +23,7 @@ __all__ = ["HashedTable"]
 NO_ROWS = np.empty(0, np.int32)
 
 
-class HashedTable:
+class HashedTable(OverRows):
     """A kind of table in which an id's vector is made of the rows that it is hashed to; see `TableKind`.
 
     The rows are those of an ordinary table whose ids are row ids, and so they are everywhere else: in records, bases,
@@ -56,11 +56,7 @@ class HashedTable:
         Raises:
           ConfigError: the system has no address space for the rows.
         """
-        self.name, self.dim = name, dim
-        self._hashing = hashing
-        self._row_ids = RowIds(hashing, seed, name)
-        self._combine = COMBINERS[hashing.combine]
-        self.rows = EmbeddingTable(
+        rows = EmbeddingTable(
             name,
             hashing.row_dim(dim),
             init=init,
@@ -69,14 +65,15 @@ class HashedTable:
             optimizer=optimizer,
             hashing=hashing,
         )
+        super().__init__(rows, dim)
+        self._hashing = hashing
+        self._row_ids = RowIds(hashing, seed, name)
+        self._combine = COMBINERS[hashing.combine]
         self._uniter = Uniter()
         # Of the step in flight: the distinct rows, where in them those of each id are, and their weights.
         self._step_rows, self._inverse = NO_ROWS, NO_ROWS
         self._weights, self._sums = (np.empty((0, self.rows.dim), np.float32) for _ in range(2))
         self._counts = np.empty(0, np.uint32)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     @property
     def memory_bytes(self) -> int:
@@ -141,24 +138,3 @@ class HashedTable:
     def rehearse(self) -> None:
         self.rows.rehearse()
         self.lookup(np.arange(ROWS, dtype=np.uint64))
-
-    def cut(self) -> TableRows:
-        return self.rows.cut()
-
-    def expect(self, rows: int) -> None:
-        self.rows.expect(rows)
-
-    def load(self, values: TableRows, *, dirty: bool = False) -> None:
-        self.rows.load(values, dirty=dirty)
-
-    def insert_missing(self, values: TableRows) -> int:
-        return self.rows.insert_missing(values)
-
-    def remove(self, ids: NDArray[np.uint64]) -> int:
-        return self.rows.remove(ids)
-
-    def contains(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        return self.rows.contains(ids)
-
-    def export(self) -> TableRows:
-        return self.rows.export()

@@ -15,12 +15,13 @@ from streamtrain.sparse.over_rows import OverRows
 from streamtrain.sparse.residents import Residents
 from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.table import EmbeddingTable
-from streamtrain.sparse.unite import United, Uniter
+from streamtrain.sparse.unite import United
 
 __all__ = ["DynamicTable"]
 
 NO_IDS = np.empty(0, np.uint64)
 NO_ROWS = np.empty(0, np.int32)
+NO_COUNTS = np.empty(0, np.uint32)
 
 
 class DynamicTable(OverRows):
@@ -55,8 +56,9 @@ class DynamicTable(OverRows):
         self._rule = None if settings.expiry is None else rule_of(settings.expiry, name)
         # A row that was inserted and has not learned is no change: where nothing looks at rows by themselves it may stay.
         self._tidy = self.admission is not None or settings.expiry is not None or settings.decay is not None
-        self._united = Uniter().unite(NO_IDS)
-        self._step_rows, self._inserted, self._refused = NO_ROWS, NO_IDS, 0
+        # Of the step in flight.
+        self._step_rows, self._occurrences = NO_ROWS, NO_COUNTS
+        self._inserted, self._refused = NO_IDS, 0
         self._events: Counter[str] = Counter()
 
     @property
@@ -64,7 +66,7 @@ class DynamicTable(OverRows):
         return self.rows.memory_bytes + (0 if self.admission is None else self.admission.memory_bytes)
 
     def begin(self, united: United, step: int, vectors: NDArray[np.float32]) -> None:
-        self._united = united
+        self._occurrences = united.occurrences
         self.at(step)
         if self._tidy:
             self._step_rows = self._find_or_admit(united, step)
@@ -88,7 +90,7 @@ class DynamicTable(OverRows):
         return rows
 
     def learn(self, gradients: NDArray[np.float32], step: int) -> bool:
-        return self.rows.learn(self._step_rows, gradients, self._united.occurrences, step)
+        return self.rows.learn(self._step_rows, gradients, self._occurrences, step)
 
     def keep(self) -> None:
         self.rows.keep_learned(self._step_rows)

@@ -94,7 +94,7 @@ class TableKind(Lookup, Protocol):
         """Finds memory for rows that an empty table is about to load. For any thread, also while they are loaded."""
 
     def load(self, values: TableRows, *, dirty: bool = False) -> None:
-        """Inserts or overwrites rows, then removes the tombstones; with `dirty` the next cut reports them.
+        """Removes the tombstones, then inserts or overwrites rows; with `dirty` the next cut reports them.
 
         Raises:
           TableFull: no room.

@@ -188,20 +188,19 @@ class SparseNet:
         """
         self._between_steps()
         rules = self._rules()
-        for name in sorted({*filters, *(key.rpartition("/")[0] for key in state)}):
+        remembered: dict[str, dict[str, np.ndarray]] = {}
+        for key, array in state.items():
+            name, _, own = key.partition("/")
+            remembered.setdefault(name, {})[own] = array
+        for name in sorted({*filters, *remembered}):
             if name not in rules:
                 raise ConfigError(
                     f"tables.{name}.admission: the record holds a filter of this table, the settings admit every id"
                 )
             if name in filters:
                 rules[name].load(filters[name])
-            own = {
-                key.rpartition("/")[2]: value
-                for key, value in state.items()
-                if key.rpartition("/")[0] == name
-            }
-            if own:
-                rules[name].load_state(own)
+            if name in remembered:
+                rules[name].load_state(remembered[name])
 
     def _rules(self) -> dict[str, Admission]:
         return {name: table.admission for name, table in self.tables.items() if table.admission is not None}
@@ -216,7 +215,7 @@ class SparseNet:
                 self.tables[name].expect(count)
 
     def load(self, tables: Mapping[str, TableRows], *, dirty: bool = False) -> None:
-        """Inserts or overwrites rows and removes tombstones; see `EmbeddingTable.load`.
+        """Removes tombstones and inserts or overwrites rows; see `EmbeddingTable.load`.
 
         Raises:
           ConfigError: a table is not in the settings, or its dim or optimizer is another.

@@ -27,6 +27,7 @@ __all__ = [
     "BITS",
     "BITS_MIN",
     "FREE",
+    "GOLDEN",
     "GROW_ABOVE",
     "HIGH",
     "LIVE",

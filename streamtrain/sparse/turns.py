@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from streamtrain.sparse.index import Index
 from streamtrain.sparse.jit import kernel
+from streamtrain.sparse.probing import GOLDEN
 
 __all__ = ["rows_in_turn", "share_of", "slots_in_share", "tags_of"]
 
 TAGS = 2**32
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 HALF, LOW, ONE, EMPTY = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(1), np.uint64(0)
 ROWS_FIRST = 1024
 

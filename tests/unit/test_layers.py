@@ -55,7 +55,7 @@ ALLOWED = {
 # By third-party library: who may import it.
 ONLY = {
     "redis": ("streamtrain.store",),
-    "lmdb": ("streamtrain.store.lmdb_rows", "streamtrain.store.lmdb_store"),
+    "lmdb": ("streamtrain.store.lmdb_file", "streamtrain.store.lmdb_store"),
     "aiokafka": ("consumers.kafka", "streamtrain.produce", "streamtrain.commands.produce"),
     "jax": ("streamtrain.dense",),
     "optax": ("streamtrain.dense",),

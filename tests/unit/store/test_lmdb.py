@@ -11,8 +11,7 @@ import pytest
 
 from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
 from streamtrain.sparse.turns import tags_of
-from streamtrain.store import Store, StoreDescription, StoreSettings, open_store
-from streamtrain.store import lmdb_rows as module
+from streamtrain.store import Store, StoreDescription, StoreSettings, lmdb_file, open_store
 from streamtrain.store.lmdb_packing import KEY_BYTES
 from streamtrain.store.lmdb_rows import LmdbRows
 from tests.reference_store import DIMS, as_dict, random_record, record_of, rows_of
@@ -80,7 +79,7 @@ async def test_a_file_that_was_open_when_the_machine_stopped_is_filled_again(
 ) -> None:
     base = record_of(3, {"items": rows_of([1, 2], *DIMS["items"])})
     boot = tmp_path / "boot_id"
-    monkeypatch.setattr(module, "_BOOT_ID", boot)
+    monkeypatch.setattr(lmdb_file, "_BOOT_ID", boot)
 
     async def held(run: str, close: bool) -> int | None:
         """What the store holds in a run of the machine; it is closed, or the machine stops."""
@@ -92,7 +91,7 @@ async def test_a_file_that_was_open_when_the_machine_stopped_is_filled_again(
         if close:
             rows.close()
         else:
-            rows._env.close()
+            rows._file._env.close()
         return epoch
 
     assert await held("first", close=False) is None
@@ -137,7 +136,9 @@ async def test_rows_that_another_hand_removed_are_noticed(store: Store, first: s
     base = record_of(0, {"items": rows_of([1, 2, 3], *DIMS["items"])})
     await store.load_base(base)
     rows: LmdbRows = store._held[0]  # type: ignore[attr-defined]
-    await asyncio.to_thread(rows._write, lambda txn: rows._remove(txn, "items", np.array([2], np.uint64)))
+    await asyncio.to_thread(
+        rows._file.write, lambda txn: rows._remove(txn, "items", np.array([2], np.uint64))
+    )
     if first == "pulled":
         with pytest.raises(StoreBehind, match="table 'items' has 2 rows"):
             await store.pull("items", base.tables["items"].ids)
@@ -164,8 +165,8 @@ async def test_keys_lie_in_the_order_in_which_sweeps_look_at_ids(store: Store) -
     ids = np.random.default_rng(1).integers(0, 2**64, 500, np.uint64)
     await store.load_base(record_of(0, {"users": rows_of(ids.tolist(), *DIMS["users"])}))
     rows: LmdbRows = store._held[0]  # type: ignore[attr-defined]
-    with rows._reading() as txn:
-        keys = [bytes(key) for key, _ in txn.cursor(rows._tables["users"])]
+    with rows._file.reading() as txn:
+        keys = [bytes(key) for key, _ in txn.cursor(rows._file.tables["users"])]
     expected = ids[np.lexsort((ids, tags_of(ids)))]
     assert [int.from_bytes(key[4:], "big") for key in keys] == expected.tolist()
     assert {len(key) for key in keys} == {KEY_BYTES}

@@ -22,7 +22,7 @@ from streamtrain import plugins
 from streamtrain.config import ENVIRONMENT_PREFIX, _Fixed
 from streamtrain.dead_letters.settings import AnyDeadLetters
 from streamtrain.kafka_connection import KafkaConnection
-from streamtrain.samples.schema import AnySlot
+from streamtrain.samples.schema import AnySlot, Level
 from streamtrain.settings import Settings
 from streamtrain.sparse.lifecycle_settings import OwnAdmission
 from streamtrain.sparse.settings import RowSettings, TableSettings
@@ -54,6 +54,7 @@ def write_reference() -> str:
     for slot in _members(AnySlot):
         kind = get_args(slot.model_fields["kind"].annotation)[0]
         parts += _section(f'[schema.slots.NAME] kind = "{kind}"', slot, level=3)
+    parts += _section("[[schema.levels]]", Level, level=3)
     kinds = _members(get_args(_Fixed.model_fields["tables"].annotation)[1])
     parts += ["## [tables.NAME]\n", "The kind is `dynamic` where none is named.\n"]
     for kind in kinds:

@@ -11,16 +11,35 @@ from pydantic import Field, Tag, model_validator
 from streamtrain.settings import Settings, kind_or
 
 __all__ = [
+    "LEAF",
     "AnySlot",
     "BucketSlot",
     "CrossSlot",
     "DenseSlot",
+    "Level",
     "Schema",
     "SequenceSlot",
     "SparseSlot",
 ]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")]
+
+LEAF = ""
+"""The name of the level of the leaves, which are the samples; no level of a schema can have it."""
+
+
+class Level(Settings):
+    """Of grouped samples, a level of their trees above the samples: what its nodes hold, all samples under them share.
+
+    Levels stand from the root down, such as
+    `levels = [{name = "user", children = "ads"}, {name = "ad", children = "creatives"}]`. The samples are the leaves;
+    labels and weight are their own. Without levels, a record is a sample.
+    """
+
+    name: Name
+    """What slots call it in `level`."""
+    children: str = Field(min_length=1)
+    """The field of a node that holds the list of the nodes below it, at the last level the list of samples."""
 
 
 class SparseSlot(Settings):
@@ -29,6 +48,8 @@ class SparseSlot(Settings):
     kind: Literal["sparse"] = "sparse"
     field: str | None = None
     """The field of the record to read. Default: the slot's name."""
+    level: str | None = None
+    """The level of grouped samples whose nodes hold the field, one of `schema.levels`. Default: the samples themselves."""
     type: Literal["int", "string"] = "int"
     """Whether the record holds 64-bit integers or strings. `5` and `"5"` are different features."""
     many: bool = False
@@ -57,6 +78,8 @@ class SequenceSlot(Settings):
     kind: Literal["sequence"]
     field: str | None = None
     """The field of the record to read (a list). Default: the slot's name."""
+    level: str | None = None
+    """The level of grouped samples whose nodes hold the field, one of `schema.levels`. Default: the samples themselves."""
     type: Literal["int", "string"] = "int"
     """Whether the record holds 64-bit integers or strings."""
     length_max: int = Field(default=50, ge=1, le=4096)
@@ -75,6 +98,8 @@ class DenseSlot(Settings):
     kind: Literal["dense"]
     field: str | None = None
     """The field of the record to read. Default: the slot's name."""
+    level: str | None = None
+    """The level of grouped samples whose nodes hold the field, one of `schema.levels`. Default: the samples themselves."""
     size: int = Field(default=1, ge=1, le=65536)
     """How many floats. 1 reads a number, more reads a list of exactly that many. A missing one is zeros."""
 
@@ -85,6 +110,8 @@ class BucketSlot(Settings):
     kind: Literal["bucket"]
     field: str | None = None
     """The field of the record to read (a number). Default: the slot's name."""
+    level: str | None = None
+    """The level of grouped samples whose nodes hold the field, one of `schema.levels`. Default: the samples themselves."""
     boundaries: list[float] = Field(min_length=1, max_length=65536)
     """Ascending. Bucket 0 is below the first; bucket i holds boundaries[i-1] <= number < boundaries[i]."""
     table: str | None = None
@@ -101,7 +128,10 @@ class BucketSlot(Settings):
 
 
 class CrossSlot(Settings):
-    """The combinations of the ids of two or more sparse, bucket or cross slots, each a feature id of its own."""
+    """The combinations of the ids of two or more sparse, bucket or cross slots, each a feature id of its own.
+
+    In grouped samples it belongs to the deepest of the levels of its parts.
+    """
 
     kind: Literal["cross"]
     of: list[str] = Field(min_length=2, max_length=4)
@@ -139,11 +169,14 @@ class Schema(Settings):
     """Field with the sample's weight, a number >= 0. Default, also where it is missing: 1."""
     slots: dict[Name, AnySlot] = Field(min_length=1, max_length=4096)
     """The slots by name."""
+    levels: list[Level] = Field(default=[], max_length=8)
+    """The levels of grouped samples above the samples, the root's first."""
 
     @model_validator(mode="after")
     def _references(self) -> Schema:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must be distinct")
+        self._check_levels()
         seen: set[str] = set()
         for name, slot in self.slots.items():
             if isinstance(slot, (SparseSlot, SequenceSlot)) and slot.shares is not None:
@@ -157,6 +190,22 @@ class Schema(Settings):
                         )
             seen.add(name)
         return self
+
+    def _check_levels(self) -> None:
+        children = {level.name: level.children for level in self.levels}
+        if len(children) != len(self.levels):
+            raise ValueError("levels must have distinct names")
+        for name, slot in self.slots.items():
+            level = None if isinstance(slot, CrossSlot) else slot.level
+            if level is None or isinstance(slot, CrossSlot):
+                continue
+            if level not in children:
+                there = f"there are: {', '.join(children)}" if children else "the schema has no levels"
+                raise ValueError(f"slots.{name}.level: {level!r} is not one of `levels`; {there}")
+            if (slot.field or name) == children[level]:
+                raise ValueError(
+                    f"slots.{name}: its field {children[level]!r} holds the children of level {level!r}"
+                )
 
     def _check_sharing(self, name: str, slot: SparseSlot | SequenceSlot) -> None:
         other = self.slots.get(slot.shares or "")
@@ -175,3 +224,11 @@ class Schema(Settings):
     def table(self, name: str) -> str | None:
         """The table that a slot names, itself or through the slot it shares with; None leaves it to the default."""
         return getattr(self.slots[self.namespace(name)], "table", None)
+
+    def level(self, name: str) -> str:
+        """The level that a slot belongs to, LEAF where that is the samples."""
+        slot = self.slots[name]
+        if not isinstance(slot, CrossSlot):
+            return slot.level or LEAF
+        depths = [*(level.name for level in self.levels), LEAF]
+        return max(map(self.level, slot.of), key=depths.index)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from streamtrain.samples.batch import Ragged
-from streamtrain.samples.schema import Schema
+from streamtrain.samples.schema import LEAF, Schema
 
 
 def schema(**slots: dict[str, Any]) -> Schema:
@@ -66,3 +66,43 @@ def test_slices_of_ragged_ids_concatenate_to_the_whole(rows: list[list[int]], da
     joined = Ragged.concat([whole.slice(start, stop) for start, stop in pairwise(cuts)])
     assert joined.values.tolist() == values.tolist() and joined.offsets.tolist() == offsets.tolist()
     assert joined.weights is not None and joined.weights.tolist() == values.tolist()
+
+
+def grouped_schema(**slots: Any) -> Schema:
+    levels = [{"name": "user", "children": "ads"}, {"name": "ad", "children": "creatives"}]
+    return Schema.model_validate({"labels": ["y"], "levels": levels, "slots": slots})
+
+
+def test_a_cross_belongs_to_the_deepest_level_of_its_parts() -> None:
+    schema = grouped_schema(
+        u={"level": "user"},
+        a={"level": "ad"},
+        leaf={},
+        ua={"kind": "cross", "of": ["a", "u"]},
+        uaul={"kind": "cross", "of": ["ua", "leaf"]},
+    )
+    levels = [schema.level(name) for name in schema.slots]
+    assert levels == ["user", "ad", LEAF, "ad", LEAF]
+
+
+@pytest.mark.parametrize(
+    ("slots", "complaint"),
+    [
+        ({"u": {"level": "usr"}}, r"slots.u.level: 'usr' is not one of `levels`; there are: user, ad"),
+        (
+            {"u": {"level": "ad", "field": "creatives"}},
+            "its field 'creatives' holds the children of level 'ad'",
+        ),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(slots: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        grouped_schema(**slots)
+
+
+def test_levels_of_one_name_and_levels_of_no_schema_are_refused() -> None:
+    twice = [{"name": "user", "children": "ads"}, {"name": "user", "children": "creatives"}]
+    with pytest.raises(ValidationError, match="levels must have distinct names"):
+        Schema.model_validate({"labels": ["y"], "levels": twice, "slots": {"u": {}}})
+    with pytest.raises(ValidationError, match=r"slots.u.level: 'user' .* the schema has no levels"):
+        Schema.model_validate({"labels": ["y"], "slots": {"u": {"level": "user"}}})

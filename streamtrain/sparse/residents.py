@@ -14,10 +14,13 @@ from streamtrain.sparse.probing import GROW_ABOVE
 from streamtrain.sparse.rehearsal import ROWS
 from streamtrain.sparse.settings import TableSettings
 
-__all__ = ["COUNT_MAX", "Residents", "rows_within"]
+__all__ = ["COUNT_MAX", "STORED_IDS_SHARE", "Residents", "rows_within"]
 
 COUNT_MAX = 3
 """How often the hand passes by a row that many batches named."""
+
+STORED_IDS_SHARE = 16
+"""One part of as many of a bound on memory is for `StoredIds`: 8 bits for each id where memory holds an eighth of all rows."""
 
 ABSENT = np.uint8(0)
 FIRST = np.uint8(1)
@@ -29,16 +32,18 @@ _TABLE_ROW, _RESIDENTS_ROW, _SLOT = 4 + 4 + 8, 8 + 1 + 8, 8 + 8
 
 
 def rows_within(name: str, settings: TableSettings, memory_bytes_max: int) -> int:
-    """How many rows fit in `memory_bytes_max` with all that finds and remembers them: arena, indexes, marks, counters.
+    """How many rows fit in `memory_bytes_max` with all that finds and remembers them: arena, indexes, marks, counters,
+    and the filter of stored ids.
 
     Raises:
       ConfigError: not one.
     """
+    left = memory_bytes_max - memory_bytes_max // STORED_IDS_SHARE
     row = 4 * (settings.dim + slots_of(settings.optimizer, settings.dim) + 2) + _TABLE_ROW + _RESIDENTS_ROW
     most, slots = 0, SLOTS_MIN
     # Indexes double: with more slots there may be room for fewer rows.
-    while slots * _SLOT < memory_bytes_max:
-        most = max(most, min((memory_bytes_max - slots * _SLOT) // row, slots * GROW_ABOVE // 100))
+    while slots * _SLOT < left:
+        most = max(most, min((left - slots * _SLOT) // row, slots * GROW_ABOVE // 100))
         slots *= 2
     if not most:
         raise ConfigError(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from streamtrain.errors import TableFull
 from streamtrain.metrics import Metrics
 from streamtrain.sparse.residents import Residents
+from streamtrain.sparse.stored_ids import StoredIds
 from streamtrain.store.applier import StoreStatus
 from streamtrain.store.progress import Progress
 
@@ -36,15 +37,22 @@ class Tier:
     Args:
       table: its name.
       rows_max: how many rows may be in memory.
+      stored: the ids that the store has a row of, and others perhaps; told here of those that leave memory.
       applied: where the store stands.
       progress: what the trainer has learned; of all tiers.
       metrics: counts.
     """
 
     def __init__(
-        self, table: str, rows_max: int, applied: Applied, progress: Progress, metrics: Metrics
+        self,
+        table: str,
+        rows_max: int,
+        stored: StoredIds,
+        applied: Applied,
+        progress: Progress,
+        metrics: Metrics,
     ) -> None:
-        self._table, self._residents = table, Residents(table, rows_max)
+        self._table, self._residents, self._stored = table, Residents(table, rows_max), stored
         self._applied, self._progress, self._metrics = applied, progress, metrics
 
     async def make_room(
@@ -56,7 +64,8 @@ class Tier:
           batch: its number, larger than that of the batch before.
 
         Returns:
-          Ids whose rows have to be pulled, and ids whose rows the trainer has to let go of before it gets this batch.
+          Ids whose rows have to be pulled, and ids whose rows the trainer has to let go of before it gets this batch. An id
+          that is in neither set is new: no store has a row of it.
 
         Raises:
           TableFull: the batch alone names more ids than memory may hold.
@@ -83,10 +92,11 @@ class Tier:
             self._metrics.tier_stalls.labels("room").inc()
             self._metrics.tier_stall_seconds.labels("room").inc(time.perf_counter() - begin)
         await asyncio.to_thread(residents.add, new, batch)
-        self._metrics.tier_bytes.labels(self._table).set(residents.memory_bytes)
+        self._metrics.tier_bytes.labels(self._table).set(residents.memory_bytes + self._stored.memory_bytes)
         gone = np.concatenate(evicted)
         self._metrics.tier_evicted.labels(self._table).inc(len(gone))
-        return new, gone
+        self._stored.add(gone)
+        return new[self._stored.may_hold(new)], gone
 
     async def _evict(self, wanted: int) -> NDArray[np.uint64]:
         if wanted <= 0:

@@ -29,6 +29,7 @@ from streamtrain.sparse.dynamic import DynamicTable
 from streamtrain.sparse.lifecycle_settings import CountAdmission, Decay
 from streamtrain.sparse.residents import COUNT_MAX, Residents, rows_within
 from streamtrain.sparse.settings import TableSettings
+from streamtrain.sparse.stored_ids import StoredIds
 from streamtrain.sparse.unite import Uniter
 from streamtrain.store.applier import StoreStatus
 from streamtrain.store.prefetch import Fetched, StorePrefetch
@@ -176,7 +177,12 @@ class World:
         # A chunk whose first half is committed is read again from its middle.
         self.first, self.fed = self.learning.halves, self.learning.halves
         self.progress = Progress(len(self.log))
-        tier = Tier("t", ROWS_MAX, store, self.progress, Metrics())
+        # So small that some new ids are asked for all the same.
+        stored = StoredIds("t", 64)
+        for epoch in self.log:
+            stored.add(epoch.rows.ids)
+        stored.complete = True
+        tier = Tier("t", ROWS_MAX, stored, store, self.progress, Metrics())
         applier: Any = store
         self.prefetch = StorePrefetch(applier, applier, LAYOUT, {}, self.progress, Metrics(), {"t": tier})
         self.queue: deque[tuple[list[list[int]], Fetched]] = deque()
@@ -379,6 +385,6 @@ def test_as_many_rows_fit_as_their_memory_says(memory: int, dim: int) -> None:
         slots = 1024
         while slots * 65 // 100 < count:
             slots *= 2
-        return count * (4 * (2 * dim + 2) + 33) + 16 * slots
+        return count * (4 * (2 * dim + 2) + 33) + 16 * slots + memory // 16
 
     assert taken(rows) <= memory < taken(rows + 1)

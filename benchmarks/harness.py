@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from examples import kuairand
 from streamtrain.produce import SyntheticStream, file_batches
+from streamtrain.stages import CHAIN
 from tests.servers import missing_programs
 
 __all__ = [
@@ -165,30 +166,32 @@ class Usage:
 
 
 def counters(exposition: str) -> dict[str, float]:
-    """The samples of a `/metrics` page by name; those that differ in labels alone are added up."""
+    """The samples of a `/metrics` page by name; those that differ in labels alone are added up, but for stages: `name.stage`."""
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(exposition):
         for sample in family.samples:
-            values[sample.name] = values.get(sample.name, 0.0) + sample.value
+            stage = sample.labels.get("stage")
+            name = sample.name if stage is None else f"{sample.name}.{stage}"
+            values[name] = values.get(name, 0.0) + sample.value
     return values
 
 
 STAGES = {
-    "decode": "streamtrain_decode_seconds_total",
-    "step": "streamtrain_step_seconds_sum",
-    "trainer_waits": "streamtrain_trainer_wait_seconds_total",
-    "commit": "streamtrain_commit_seconds_sum",
+    **{stage: f"streamtrain_stage_busy_seconds_total.{stage}" for stage in (*CHAIN, "cut")},
+    "trainer_waits": "streamtrain_stage_wait_seconds_total.train",
 }
-"""The daemon's counters of seconds: a thread each, but the trainer thread has both `step` and `trainer_waits`."""
+"""The daemon's counters of seconds: a stage each, but `train`, `cut` and `trainer_waits` are one thread's."""
 
 
 def stage_shares(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> dict[str, float]:
-    """What share of the wall clock each stage was busy between two pages of `/metrics`.
+    """What share of the wall clock each stage was busy between two pages of `/metrics`; 0 for one that has not worked.
 
-    What is missing from step + trainer_waits to 1 is cutting minibatches and epochs. A stage near 1 is the bound; a
-    stage's seconds include waiting for the interpreter's lock and for a core.
+    A stage near 1 is the bound; a stage's seconds include waiting for the interpreter's lock and for a core.
     """
-    return {stage: round((after[name] - before[name]) / seconds, 3) for stage, name in STAGES.items()}
+    return {
+        stage: round((after.get(name, 0.0) - before.get(name, 0.0)) / seconds, 3)
+        for stage, name in STAGES.items()
+    }
 
 
 def rows_as_text(rows: Sequence[Mapping[str, Any]]) -> str:

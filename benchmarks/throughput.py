@@ -7,7 +7,7 @@ of 4 partitions; `plain` has neither store nor exports, `full` has a real Redis 
 readiness until everything is learned; epochs are cut, synced and exported every second meanwhile. Compilation is left
 out: it happens before readiness. `evaluate` is the same learning without a log.
 
-How to read it: `decode`, `step`, `trainer_waits` and `commit` are shares of the wall clock. `trainer_waits` near 0: the
+How to read it: `read` to `commit` are shares of the wall clock that a stage was at work. `trainer_waits` near 0: the
 trainer thread is the bound. `decode` near 1: decoding is. Neither: the source, or the machine has too few `cores` for
 what runs beside the daemon (the broker and Redis share them here): `samples_per_core_s`, by processor time, is what a
 busy machine disturbs least. `behind` is how many epochs the views of the log

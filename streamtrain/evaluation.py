@@ -115,8 +115,10 @@ async def evaluate(
     decoder = Decoder(job.sample_schema, codec=job.source.codec)
     await asyncio.to_thread(decoder.warm_up)
     source.use_columns(decoder.columns.arrow_schema.names)
-    handoff = Handoff(job.training.queue_chunks_max)
-    feed = Feed(source, decoder, BadSampleGuard(job.training.bad_samples), handoff, None, metrics)
+    depth = job.training.queue_chunks_max
+    handoff = Handoff(depth)
+    guard = BadSampleGuard(job.training.bad_samples)
+    feed = Feed(source, decoder, guard, handoff, None, metrics, depth=depth)
     labels = job.layout.labels
     with tempfile.TemporaryFile() as file:
         scores = _Scores(file, len(labels))

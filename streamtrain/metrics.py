@@ -9,6 +9,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from streamtrain.stages import Stages
 from streamtrain.training.prequential import Quality
 
 __all__ = ["Metrics"]
@@ -45,8 +46,15 @@ class Metrics:
             "When this process took its first step; less process_start_time_seconds, what a start took.",
         )
         self.step_seconds = self._histogram("step_seconds", "Duration of one step.", 0.0002, 14)
-        self.decode_seconds = self._counter("decode_seconds", "Time spent decoding chunks.")
-        self.wait_seconds = self._counter("trainer_wait_seconds", "Time the trainer waited for samples.")
+        self.stages = Stages(
+            self._counter("stage_busy_seconds", "Time that a stage was at work.", "stage"),
+            self._counter(
+                "stage_wait_seconds",
+                "Time that a stage waited: for input, or for room behind it.",
+                "stage",
+                "on",
+            ),
+        )
         self.epoch = self._gauge("epoch", "Number of the newest durable epoch.")
         self.committed = self._gauge(
             "epoch_committed_timestamp_seconds", "When the newest epoch became durable."

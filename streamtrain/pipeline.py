@@ -1,20 +1,21 @@
-"""From the source to the trainer: read, decode, prefetch rows, hand over. Runs on the daemon's loop."""
+"""From the source to the trainer: read, decode, prefetch rows, hand over, each beside the others. Runs on the daemon's loop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
+from streamtrain.ahead import Ahead
 from streamtrain.errors import BadSample, SourceError, SourceUnavailable
 from streamtrain.letterbox import Letterbox
 from streamtrain.metrics import Metrics
 from streamtrain.plugins import blamed
 from streamtrain.samples.batch import SampleBatch
-from streamtrain.samples.decoder import Decoder
+from streamtrain.samples.decoder import DecodedChunk, Decoder
 from streamtrain.sources import Chunk, DataLoss, Source
 from streamtrain.store.prefetch import Fetched
 from streamtrain.training.guard import BadSampleGuard
@@ -35,7 +36,11 @@ class Prefetch(Protocol):
 
 
 class Feed:
-    """Reads and decodes until the source ends or the task is cancelled.
+    """Reads, decodes, fetches rows and hands over until the source ends or the task is cancelled.
+
+    Each of these works beside the others, on chunks in their order; between two of them wait `depth` chunks at most.
+    What is cancelled or fails in between gives up chunks that the trainer has not got: their positions have not moved, so
+    that they are read again.
 
     Args:
       source: started already.
@@ -45,6 +50,7 @@ class Feed:
       prefetch: brings rows from the store; None where all rows are in memory.
       metrics: counts.
       letterbox: keeps refused records; None where they are passed over.
+      depth: chunks that may wait between two stages.
     """
 
     def __init__(
@@ -56,47 +62,73 @@ class Feed:
         prefetch: Prefetch | None,
         metrics: Metrics,
         letterbox: Letterbox | None = None,
+        depth: int = 1,
     ) -> None:
         self._letterbox = letterbox
         self._source, self._decoder, self._guard = source, decoder, guard
         self._handoff, self._prefetch, self._metrics = handoff, prefetch, metrics
+        self._stages, self._depth = metrics.stages, depth
 
     async def run(self) -> None:
-        """Feeds the trainer, then says that nothing follows, also when it fails or is cancelled."""
+        """Feeds the trainer, then says that nothing follows, also when it fails or is cancelled.
+
+        Raises: what the first stage that failed has raised, once everything that was read before it is handed over.
+        """
         executor = ThreadPoolExecutor(1, "decode")
+        chunks: Ahead[Chunk | DataLoss] = Ahead(self._read, self._depth, "read", self._stages)
+        decode = partial(self._decode, chunks, executor)
+        decoded: Ahead[DecodedChunk | DataLoss] = Ahead(decode, self._depth, "decode", self._stages)
         try:
-            await self._run(executor)
+            async with chunks, decoded:
+                while (item := await self._complete(decoded)) is not None:
+                    with self._stages.waits("prefetch", "room"):
+                        await self._handoff.put(item)
         finally:
             self._handoff.end()
             executor.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, executor: ThreadPoolExecutor) -> None:
-        loop = asyncio.get_running_loop()
-        while (chunk := await self._read()) is not None:
-            if isinstance(chunk, DataLoss):
-                await self._handoff.put(chunk)
-                continue
-            begin = time.perf_counter()
+    async def _decode(
+        self, chunks: Ahead[Chunk | DataLoss], executor: ThreadPoolExecutor
+    ) -> DecodedChunk | DataLoss | None:
+        """The next chunk, decoded; what it refuses is counted and kept before anything that follows goes on."""
+        with self._stages.waits("decode", "input"):
+            chunk = await chunks.take()
+        if chunk is None:
+            self._guard.end()
+        if chunk is None or isinstance(chunk, DataLoss):
+            return chunk
+        with self._stages.busy("decode"):
+            loop = asyncio.get_running_loop()
             decoded = await loop.run_in_executor(executor, self._decoder.decode, chunk)
-            self._metrics.decode_seconds.inc(time.perf_counter() - begin)
             self._report(decoded.bad)
             self._guard.see(decoded.batch.size + len(decoded.bad), decoded.bad)
-            if self._letterbox is not None:
-                # After the breaker: what it stops at is read again. Before the trainer: nothing is learned past a
-                # refused record that is not kept.
+        if self._letterbox is not None:
+            # After the breaker: what it stops at is read again. Before the trainer: nothing is learned past a refused
+            # record that is not kept.
+            with self._stages.waits("decode", "room"):
                 await self._letterbox.keep(chunk, decoded.bad)
-            if self._prefetch is None:
-                await self._handoff.put(Item(decoded))
-            else:
-                fetched = await self._prefetch.rows_for(decoded.batch)
-                await self._handoff.put(Item(decoded, fetched.rows, fetched.evicted))
-        self._guard.end()
+        return decoded
+
+    async def _complete(self, decoded: Ahead[DecodedChunk | DataLoss]) -> Item | DataLoss | None:
+        """The next item for the trainer, with the rows that it needs."""
+        with self._stages.waits("prefetch", "input"):
+            chunk = await decoded.take()
+        if chunk is None or isinstance(chunk, DataLoss):
+            return chunk
+        if self._prefetch is None:
+            return Item(chunk)
+        with self._stages.busy("prefetch"):
+            fetched = await self._prefetch.rows_for(chunk.batch)
+        return Item(chunk, fetched.rows, fetched.evicted)
 
     async def _read(self) -> Chunk | DataLoss | None:
         """The next chunk. A source that does not answer goes on trying by itself, and is waited for."""
         while True:
             try:
-                with blamed(SourceError, f"source {type(self._source).__name__!r}: read"):
+                with (
+                    self._stages.busy("read"),
+                    blamed(SourceError, f"source {type(self._source).__name__!r}: read"),
+                ):
                     return await self._source.read()
             except SourceUnavailable as error:
                 logger.warning("reading waits: %s", error)

@@ -177,14 +177,15 @@ class Service:
         progress, prefetch = Progress(head.epoch), None
         if store is not None and applier is not None:
             resident = learner.sparse.resident
-            prefetch = make_prefetch(job, log, store, applier, progress, resident, self._metrics)
+            prefetch = make_prefetch(job, store, applier, progress, resident, self._metrics)
 
         self._committer = Committer(log, log.continue_from(head.epoch), self._announcer(head), self._metrics)
         stack.push_async_callback(asyncio.to_thread, self._committer.close)
         handoff = Handoff(job.training.queue_chunks_max)
         guard = BadSampleGuard(job.training.bad_samples)
         await self._open_dictionary(log, decoder, stack)
-        feed = Feed(source, decoder, guard, handoff, prefetch, self._metrics, letterbox)
+        depth = job.training.queue_chunks_max
+        feed = Feed(source, decoder, guard, handoff, prefetch, self._metrics, letterbox, depth)
         self._trainer = Trainer(
             learner, handoff, self._committer, job.training, job.log.epoch_interval_s, self._metrics, progress
         )

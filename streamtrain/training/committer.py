@@ -93,14 +93,19 @@ class Committer:
             raise self._failure
 
     def _run(self) -> None:
-        while (record := self._slot.get()) is not None:
+        while (record := self._next()) is not None:
             try:
-                self._write(record)
+                with self._metrics.stages.busy("commit"):
+                    self._write(record)
             except BaseException as error:
                 # Handed to the trainer thread by its next call; the thread goes on to be closed like any other.
                 self._failure = error
             finally:
                 self._idle.set()
+
+    def _next(self) -> EpochRecord | None:
+        with self._metrics.stages.waits("commit", "input"):
+            return self._slot.get()
 
     def _write(self, record: EpochRecord) -> None:
         begin = time.perf_counter()

@@ -29,7 +29,8 @@ class TrainingSettings(Settings):
     linger_ms: int = Field(default=50, ge=0, le=60_000)
     """A minibatch that is not full is learned from after this time."""
     queue_chunks_max: int = Field(default=4, ge=1, le=1024)
-    """Decoded chunks that may wait for the trainer. When it is full, reading waits; then partitions pause."""
+    """The depth of the pipeline: chunks that may wait between two of reading, decoding, fetching rows and learning. When all
+    wait for the trainer, reading waits; then partitions pause."""
     window_samples: int = Field(default=50_000, ge=100, le=1_000_000_000)
     """Samples a window of prequential evaluation."""
     stop_timeout_s: float = Field(default=30.0, gt=0, le=3600)

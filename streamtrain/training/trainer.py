@@ -60,6 +60,7 @@ class Trainer:
         progress: Progress | None = None,
     ) -> None:
         self._learner, self._handoff, self._committer, self._metrics = learner, handoff, committer, metrics
+        self._stages = metrics.stages
         self._minibatcher = Minibatcher(settings.batch_size, settings.linger_ms)
         self._guard = QuarantineGuard(settings.quarantine_max)
         self._interval_s = epoch_interval_s
@@ -116,17 +117,17 @@ class Trainer:
     def _take(self, timeout_s: float) -> bool:
         """Takes what is there; True at the end."""
         self.pulse.beat()
-        begin = time.perf_counter()
-        item = self._handoff.get(timeout_s)
-        self._metrics.wait_seconds.inc(time.perf_counter() - begin)
+        with self._stages.waits("train", "input"):
+            item = self._handoff.get(timeout_s)
         if isinstance(item, End):
             return True
         if isinstance(item, DataLoss):
             self._skip(item)
         elif item is not None:
-            self._learner.evict(item.evicted)
-            self._learner.insert_pulled(item.pulled)
-            self._add(item.decoded)
+            with self._stages.busy("train"):
+                self._learner.evict(item.evicted)
+                self._learner.insert_pulled(item.pulled)
+                self._add(item.decoded)
         return False
 
     def _add(self, chunk: DecodedChunk) -> None:
@@ -149,7 +150,8 @@ class Trainer:
 
     def _learn_ready(self) -> None:
         while not self._stop.is_set():
-            minibatch = self._minibatcher.take(time.monotonic() * 1000)
+            with self._stages.busy("train"):
+                minibatch = self._minibatcher.take(time.monotonic() * 1000)
             if minibatch is None:
                 return
             self._learn(minibatch)
@@ -157,13 +159,13 @@ class Trainer:
 
     def _learn(self, minibatch: Minibatch) -> None:
         self.pulse.beat()
-        begin = time.perf_counter()
-        learned = self._learner.learn(minibatch)
+        with self._stages.busy("train") as step:
+            learned = self._learner.learn(minibatch)
         size = minibatch.batch.size
         if not size:
             return
         if learned:
-            self._metrics.step_seconds.observe(time.perf_counter() - begin)
+            self._metrics.step_seconds.observe(step.seconds)
             if not self._stepped:
                 self._stepped = True
                 self._metrics.first_step.set_to_current_time()
@@ -196,8 +198,9 @@ class Trainer:
 
     def _submit(self) -> None:
         """Cuts and hands over. Waiting for the epoch before is a pause, which the committer tells of."""
-        record = self._cut()
-        with self.pulse.resting():
+        with self._stages.busy("cut", "train"):
+            record = self._cut()
+        with self.pulse.resting(), self._stages.waits("train", "room"):
             self._committer.submit(record)
 
     def _cut(self) -> EpochRecord:

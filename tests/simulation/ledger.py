@@ -121,6 +121,12 @@ class _Nothing:
     def __call__(self, *_: object, **__: object) -> _Nothing:
         return self
 
+    def __enter__(self) -> _Nothing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
 
 NOTHING: Any = _Nothing()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
-from streamtrain.errors import SourceError, SourceUnavailable, StoreRefused, TooManyBadSamples
+from streamtrain.errors import BadSample, SourceError, SourceUnavailable, StoreRefused, TooManyBadSamples
 from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.pipeline import Feed, Prefetch
@@ -23,12 +25,19 @@ from streamtrain.training.settings import BadSampleSettings
 from tests.fakes import SCHEMA, ScriptedSettings, ScriptedSource, chunk
 
 
-def feed(handoff: Handoff, *script: Chunk | BaseException, prefetch: Prefetch | None = None) -> Feed:
+def feed(
+    handoff: Handoff,
+    *script: Chunk | BaseException,
+    prefetch: Prefetch | None = None,
+    letterbox: Any = None,
+    depth: int = 1,
+) -> Feed:
     ScriptedSource.script = script
     source = ScriptedSource(ScriptedSettings(kind="tests.fakes:ScriptedSource"), until_end=True)
     ScriptedSource.script = ()
     decoder = Decoder(Schema.model_validate(SCHEMA))
-    return Feed(source, decoder, BadSampleGuard(BadSampleSettings()), handoff, prefetch, Metrics())
+    guard = BadSampleGuard(BadSampleSettings())
+    return Feed(source, decoder, guard, handoff, prefetch, Metrics(), letterbox, depth)
 
 
 def taken(handoff: Handoff) -> list[int | None]:
@@ -118,3 +127,104 @@ async def test_rows_travel_with_the_chunk_that_asked_for_them_and_a_refusal_stop
     item = handoff.get(0.0)
     assert isinstance(item, Item) and item.pulled is rows and item.evicted["main"] is gone
     assert taken(handoff) == [None]
+
+
+class Gate:
+    """Holds each batch until it is let through; tells how many have come."""
+
+    def __init__(self) -> None:
+        self.open, self.came = asyncio.Event(), asyncio.Event()
+
+    async def rows_for(self, batch: SampleBatch) -> Fetched:
+        self.came.set()
+        await self.open.wait()
+        return Fetched({}, {})
+
+
+async def until_still(decoder_calls: list[int]) -> None:
+    """Returns when nothing was decoded for many turns of the loop; decoding is instant here."""
+    still = 0
+    while still < 50:
+        before = len(decoder_calls)
+        await asyncio.sleep(0)
+        still = still + 1 if len(decoder_calls) == before else 0
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_chunks_are_decoded_beside_the_pull_of_another_one_up_to_the_depth(
+    monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    gate, handoff = Gate(), Handoff(20)
+    made = feed(handoff, *[chunk(first, 1) for first in range(12)], prefetch=gate, depth=depth)
+    decode, calls = made._decoder.decode, []
+
+    def counted(chunk: Chunk) -> Any:
+        calls.append(chunk.first)
+        return decode(chunk)
+
+    monkeypatch.setattr(made._decoder, "decode", counted)
+    # In the loop's own thread, so that "nothing more is decoded" is a matter of turns, not of time.
+    monkeypatch.setattr(
+        asyncio.get_running_loop(), "run_in_executor", lambda _, call, *a: asyncio.sleep(0, call(*a))
+    )
+    running = asyncio.create_task(made.run())
+    await gate.came.wait()
+    await until_still(calls)
+    # One is being pulled, `depth` wait for it, and one waits for room among them.
+    assert calls == list(range(depth + 2)) and handoff.get(0.0) is None
+    gate.open.set()
+    await running
+    assert calls == list(range(12)) and taken(handoff) == [*range(12), None]
+
+
+async def test_nothing_behind_a_refused_record_goes_on_before_that_is_kept() -> None:
+    keeping, kept = asyncio.Event(), asyncio.Event()
+
+    class Letterbox:
+        async def keep(self, chunk: Chunk, bad: Sequence[BadSample]) -> None:
+            if bad:
+                keeping.set()
+                await kept.wait()
+
+    handoff = Handoff(10)
+    chunks = [chunk(0, 40), chunk(40, [b"{"]), chunk(41, 40)]
+    running = asyncio.create_task(feed(handoff, *chunks, letterbox=Letterbox(), depth=4).run())
+    await keeping.wait()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert taken(handoff) == [0]
+    kept.set()
+    await running
+    assert taken(handoff) == [40, 41, None]
+
+
+async def test_what_was_read_before_a_fault_is_handed_over_before_the_fault_is_told() -> None:
+    gate, handoff = Gate(), Handoff(10)
+    script = [chunk(0, 4), chunk(4, 4), SourceError("gone")]
+    running = asyncio.create_task(feed(handoff, *script, prefetch=gate, depth=4).run())
+    await gate.came.wait()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not running.done()
+    gate.open.set()
+    with pytest.raises(SourceError, match="gone"):
+        await running
+    assert taken(handoff) == [0, 4, None]
+
+
+async def test_a_cancelled_feed_leaves_no_task_behind_whatever_each_stage_is_at() -> None:
+    gate, handoff = Gate(), Handoff(1)
+    before = asyncio.all_tasks()
+    running = asyncio.create_task(feed(handoff, *[chunk(n, 1) for n in range(9)], prefetch=gate).run())
+    await gate.came.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert asyncio.all_tasks() == before and taken(handoff) == [None]
+
+
+async def test_a_cancellation_that_a_source_leaks_ends_the_feed() -> None:
+    handoff = Handoff(10)
+    with pytest.raises(asyncio.CancelledError):
+        await feed(handoff, chunk(0, 1), asyncio.CancelledError()).run()
+    assert taken(handoff) == [0, None]

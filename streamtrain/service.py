@@ -177,7 +177,7 @@ class Service:
         progress, prefetch = Progress(head.epoch), None
         if store is not None and applier is not None:
             resident = learner.sparse.resident
-            prefetch = make_prefetch(job, store, applier, progress, resident, self._metrics)
+            prefetch = make_prefetch(job, log, store, applier, progress, resident, self._metrics)
 
         self._committer = Committer(log, log.continue_from(head.epoch), self._announcer(head), self._metrics)
         stack.push_async_callback(asyncio.to_thread, self._committer.close)

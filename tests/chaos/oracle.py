@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from streamtrain.config import Job
+from streamtrain.dictionary.reader import Dictionary
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.format import content_digest
 from streamtrain.log.record import EpochRecord, TableRows
@@ -27,6 +28,7 @@ from streamtrain.store import StoreDescription, open_store
 from streamtrain.store.settings import StoreSettings
 from streamtrain.training.learner import Learner
 from streamtrain.training.prequential import sigmoid
+from tests.chaos.job import unbounded
 from tests.chaos.stream import Truth
 
 __all__ = [
@@ -37,8 +39,11 @@ __all__ = [
     "different_bits",
     "exported",
     "folded",
+    "folded_filters",
+    "removed",
     "served_differently",
     "store_differs",
+    "values_differ",
 ]
 
 Rows = dict[int, tuple[bytes, ...]]
@@ -102,17 +107,36 @@ def _each(part: TableRows) -> Iterator[tuple[int, tuple[bytes, ...], int]]:
         yield number, tuple(column[index].tobytes() for column in columns), int(part.counts[index])
 
 
+def folded_filters(records: Iterable[EpochRecord]) -> dict[tuple[str, int], bytes]:
+    """By table and entry, what the admission filters hold after the records."""
+    held: dict[tuple[str, int], bytes] = {}
+    for record in records:
+        for table, changed in record.filters.items():
+            for entry in changed.tombstones.tolist():
+                held.pop((table, entry), None)
+            for entry, value in zip(changed.ids.tolist(), changed.values, strict=True):
+                held[table, entry] = value.tobytes()
+    return held
+
+
+def removed(records: Iterable[EpochRecord], table: str) -> set[int]:
+    """The ids whose rows any of the records removed."""
+    return {
+        i for record in records if table in record.tables for i in record.tables[table].tombstones.tolist()
+    }
+
+
 # The bits
 
 
 def different_bits(job: Job, archive: EpochLog, chunks: Mapping[str, list[DecodedChunk]]) -> list[int]:
-    """Learns every recorded span again, without any disturbance, from the genesis on. Returns the epochs that differ.
+    """Learns every recorded span again, with all rows in memory and undisturbed, from the genesis on: what differs.
 
     The chain of digests is checked on the way: `archive` holds every epoch that there was.
     """
     head = archive.head()
     assert head is not None
-    learner = Learner.warm(job)
+    learner = Learner.warm(unbounded(job))
     learner.restore([archive.read(0)], sequential=False)
     different = []
     for epoch in range(1, head + 1):
@@ -160,7 +184,7 @@ async def _stored(job: Job, model_id: str, url: str, table: str, ids: np.ndarray
     store = open_store(settings)
     assert store is not None
     try:
-        dims = {name: (t.dim, slots_of(t.optimizer, t.dim)) for name, t in job.tables.items()}
+        dims = {name: (t.row_dim, slots_of(t.optimizer, t.row_dim)) for name, t in job.tables.items()}
         await store.open(StoreDescription(model_id, dims, settings.shards))
         _, rows = await store.pull(table, ids, epoch)
     finally:
@@ -183,14 +207,14 @@ def exported(directory: Path, table: str) -> tuple[int, dict[int, bytes]]:
 
 def served_differently(job: Job, log: EpochLog, exports: Path) -> str:
     """What a follower scores otherwise than the trainer's own halves do; empty where nothing."""
-    learner = Learner.warm(job)
+    learner = Learner.warm(unbounded(job))
     last = learner.restore(recover(log), sequential=False)
     follower = Follower(exports)
     version = follower.wait_for(last.epoch, 30)
     rows = {name: learner.sparse.rows(name) for name in job.tables}
     if (version.epoch, follower.rows) != (last.epoch, rows):
         return f"the follower has {follower.rows} at epoch {version.epoch}, the log {rows} at {last.epoch}"
-    samples = [{"id": number * 7, "user": number} for number in range(200)]
+    samples = [{"id": n * 7, "user": n, "seen": [n * 31, 8000 + n, 8000 + n % 9]} for n in range(200)]
     batch = Decoder(job.sample_schema).decode_samples(samples)
     scores = []
     for start in range(0, batch.size, job.training.batch_size):
@@ -203,8 +227,27 @@ def served_differently(job: Job, log: EpochLog, exports: Path) -> str:
     return "" if worst < 1e-6 else f"scores differ by up to {worst}"
 
 
-def store_differs(job: Job, model_id: str, url: str, table: str, rows: Rows, epoch: int) -> int:
-    """How many rows of the store are not, bit for bit, those of the log."""
-    ids = np.array(sorted(rows), np.uint64)
+def store_differs(
+    job: Job, model_id: str, url: str, table: str, rows: Rows, gone: Iterable[int], epoch: int
+) -> int:
+    """How many rows of the store are not, bit for bit, those of the log: the ids in `gone` have none."""
+    ids = np.array(sorted({*rows, *gone}), np.uint64)
     held = asyncio.run(_stored(job, model_id, url, table, ids, epoch))
-    return sum(held.get(number) != row for number, row in rows.items())
+    return sum(held.get(number) != rows.get(number) for number in ids.tolist())
+
+
+def values_differ(job: Job, log: Path, chunks: Mapping[str, list[DecodedChunk]], slot: str) -> str:
+    """What is wrong with the reverse dictionary of an integer slot; empty where nothing is.
+
+    It is best effort, so that some values may be missing, but none may be wrong, and what it has must be of use.
+    """
+    known = Dictionary(log, [slot])
+    _, texts = known.find(known.ids)
+    samples = [{"seen": [int(text)]} for text in texts.to_pylist()]
+    ids = Decoder(job.sample_schema).decode_samples(samples).ids[slot].values
+    came = {i for part in chunks.values() for chunk in part for i in chunk.batch.ids[slot].values.tolist()}
+    if not np.array_equal(ids, known.ids):
+        return f"the reverse dictionary of {slot} gives ids values that are not theirs"
+    if len(known) < len(came) / 2 or not came.issuperset(known.ids.tolist()):
+        return f"the reverse dictionary of {slot} knows {len(known)} ids, the stream has {len(came)}"
+    return ""

@@ -11,14 +11,17 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from streamtrain.config import load_job
+from streamtrain.config import Job, load_job
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.recovery import recover
+from streamtrain.sparse.residents import rows_within
+from streamtrain.sparse.settings import TableSettings
 from tests.chaos import oracle
 from tests.chaos.faults import FAULTS, choose, kinds
 from tests.chaos.stream import Truth, read_truth
@@ -33,7 +36,11 @@ _REPLAYS = 3
 
 @dataclass(slots=True)
 class Verdict:
-    """What a run found. `holds` is the whole of it."""
+    """What a run found. `holds` is the whole of it.
+
+    By table: `rows` at the end, ids whose rows `expired` meanwhile, entries of the admission filter (`waiting`), and how many
+    rows at least have left a bounded memory (`left_memory`).
+    """
 
     faults: int = 0
     samples: int = 0
@@ -55,6 +62,10 @@ class Verdict:
     topic_duplicates: int = 0
     compaction_gaps: int = 0
     partitions: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    expired: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)
+    left_memory: dict[str, int] = field(default_factory=dict)
     replayed: list[int] = field(default_factory=list)
     trainer_starts: int = 0
     ended_by_itself: dict[str, int] = field(default_factory=dict)
@@ -182,13 +193,23 @@ def _judge(world: World, ends: set[int], verdict: Verdict) -> None:
     say(f"ledger: {verdict.samples} samples, lost {verdict.lost}, doubled {verdict.doubled}")
 
     different = oracle.different_bits(job, archive, chunks)
-    again = {name: oracle.folded((archive.read(e) for e in range(world.head + 1)), name)[0] for name in rows}
+    records = [archive.read(epoch) for epoch in range(world.head + 1)]
+    again = {name: oracle.folded(records, name)[0] for name in rows}
+    waiting = oracle.folded_filters(records)
     verdict.bit_equal = not different and all(again[name] == rows[name][0] for name in rows)
+    verdict.bit_equal &= waiting == oracle.folded_filters(recover(log))
     _check(verdict, not different, f"epochs that a replay learns otherwise: {different[:10]}")
     say(f"bits: {world.head} epochs learned again without disturbance, {len(different)} differ")
 
+    gone = {name: oracle.removed(records, name) for name in rows}
+    verdict.rows = {name: len(held) for name, (held, _) in rows.items()}
+    verdict.expired = {name: len(ids) for name, ids in gone.items() if ids}
+    verdict.waiting = dict(Counter(table for table, _ in waiting))
+    verdict.left_memory = _left_memory(job, verdict.rows)
     for name, (held, _) in rows.items():
-        wrong = oracle.store_differs(job, log.model.model_id, world.redis.url, name, held, world.head)
+        wrong = oracle.store_differs(
+            job, log.model.model_id, world.redis.url, name, held, gone[name], world.head
+        )
         _check(verdict, wrong == 0, f"{wrong} rows of {name} in the store are not those of the log")
         epoch, weights = oracle.exported(world.exports, name)
         _check(verdict, epoch == world.head, f"the export stands at {epoch}, the log at {world.head}")
@@ -197,8 +218,19 @@ def _judge(world: World, ends: set[int], verdict: Verdict) -> None:
         )
     served = oracle.served_differently(job, log, world.exports)
     _check(verdict, not served, served)
+    misled = oracle.values_differ(job, world.log, chunks, "counted")
+    _check(verdict, not misled, misled)
     say("views: the store, the export and the follower were compared with the log")
     _commands(world, log, verdict)
+
+
+def _left_memory(job: Job, rows: Mapping[str, int]) -> dict[str, int]:
+    """Of tables with a bound on memory, how many rows cannot be there: so many have left it, at least."""
+    return {
+        name: rows[name] - rows_within(name, table, table.memory_bytes_max)
+        for name, table in job.tables.items()
+        if isinstance(table, TableSettings) and table.memory_bytes_max is not None
+    }
 
 
 def _account(world: World, truth: dict[str, Truth], verdict: Verdict) -> None:

@@ -26,6 +26,7 @@ _IN_FLIGHT_MAX = 2000
 _TICK_S = 0.02
 _TRANSACTION = "chaos-transactions"
 _TIMEOUT_S = 60.0
+_TAIL_IDS, _HEAD_IDS = 8000, 3000
 
 
 class BrokerForChaos(KafkaServer):
@@ -77,7 +78,11 @@ class Stream:
     def sample(self) -> tuple[int, bytes]:
         """A new id, and the record that carries it."""
         number, self._next = self._next, self._next + 1
-        record = {"id": number, "user": self._random.randrange(200), "y": self._random.randrange(2)}
+        dice = self._random
+        # Two ids that come back after _TAIL_IDS / 2 samples, and four by a law of powers.
+        seen = [2 * number % _TAIL_IDS, (2 * number + 1) % _TAIL_IDS]
+        seen += [_TAIL_IDS + int(dice.paretovariate(0.6)) % _HEAD_IDS for _ in range(4)]
+        record = {"id": number, "user": dice.randrange(200), "seen": seen, "y": dice.randrange(2)}
         return number, json.dumps(record).encode()
 
     async def run(self) -> None:

@@ -19,72 +19,19 @@ from typing import Any, TypeVar
 import redis
 
 from streamtrain.log.epoch_log import EpochLog
+from tests.chaos.job import FAILOVER, JOB
 from tests.chaos.nursery import Child, Nursery
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import BrokerForChaos, Stream
 from tests.chaos.watch import Watch
 from tests.servers import RedisServer, free_port
 
-__all__ = ["RECOVERY_MAX_S", "SESSION_TIMEOUT_S", "TOPIC", "World", "say"]
+__all__ = ["RECOVERY_MAX_S", "TOPIC", "World", "say"]
 
 TOPIC = "ledger"
 SHARDS = 4
 RECOVERY_MAX_S = 90.0
-# The least that a broker allows unless told otherwise.
-SESSION_TIMEOUT_S = 6.0
 _Result = TypeVar("_Result")
-
-# Two tables: one row a sample for the ledger, and 200 rows that every sample moves, for the bits.
-_JOB = """
-name = "ledger"
-seed = {seed}
-[source]
-kind = "kafka"
-bootstrap_servers = "127.0.0.1:{kafka}"
-topic = "{topic}"
-group_id = "ledger"
-metadata_refresh_s = 1
-request_timeout_s = 2
-fetch_wait_ms = 20
-[schema]
-labels = ["y"]
-[schema.slots]
-id = {{ table = "ledger" }}
-user = {{ table = "users" }}
-[tables.ledger]
-dim = 1
-[tables.users]
-dim = 1
-[model]
-kind = "linear"
-[training]
-batch_size = 16
-linger_ms = 20
-stop_timeout_s = 10
-[log]
-path = "{folder}/model"
-epoch_interval_s = 0.07
-base_every_epochs = 25
-keep_epochs = 50
-[store]
-url = "redis://127.0.0.1:{redis}/0"
-shards = {shards}
-timeout_s = 1
-retries = 1
-[[exports]]
-kind = "deltas"
-path = "{folder}/exports"
-base_every_epochs = 20
-[http]
-enabled = false
-"""
-
-_FAILOVER = f"""
-[failover]
-group_id = "ledger-owners"
-session_timeout_s = {SESSION_TIMEOUT_S}
-heartbeat_interval_s = 0.5
-"""
 
 _ENVIRONMENT = {
     # Every start compiles the same few programs; between starts they are found on disk.
@@ -169,7 +116,7 @@ class World:
         self.redis_proxy = self._proxy(self.redis.port)
         self.client = redis.Redis(port=self.redis.port, socket_timeout=1)
         self.config.write_text(
-            _JOB.format(
+            JOB.format(
                 seed=self.seed,
                 kafka=self.kafka_proxy.port,
                 redis=self.redis_proxy.port,
@@ -177,7 +124,7 @@ class World:
                 folder=self.folder,
                 shards=SHARDS,
             )
-            + (_FAILOVER if self._standbys_wanted else "")
+            + (FAILOVER if self._standbys_wanted else "")
         )
         compacted = {
             "cleanup.policy": "compact",

@@ -42,8 +42,11 @@ sweep_steps = 5
 [tables.own]
 dim = 4
 [tables.own.admission]
-kind = "tests.integration.test_lifecycle:EveryOther"
+kind = "tests.rules:EveryOther"
 first = true
+[tables.own.expiry]
+rule = "tests.rules:weak_and_rare"
+sweep_steps = 7
 [model]
 """
 SLOTS = """
@@ -62,24 +65,6 @@ SLOW = {
     "STREAMTRAIN__TRAINING__BATCH_SIZE": "16",
     "STREAMTRAIN__LOG__BASE_EVERY_EPOCHS": "7",
 }
-
-
-class EveryOther:
-    """A user's rule: every other id that comes without a row gets one, so that all of its past decides."""
-
-    def __init__(self, table: str, seed: int, *, first: bool) -> None:
-        self._turn = int(first)
-
-    def admit(self, ids: np.ndarray, occurrences: np.ndarray, step: int) -> np.ndarray:
-        admitted = (np.arange(len(ids)) + self._turn) % 2 == 1
-        self._turn = (self._turn + len(ids)) % 2
-        return admitted
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {"turn": np.array([self._turn])}
-
-    def load(self, state: dict[str, np.ndarray]) -> None:
-        self._turn = int(state["turn"][0])
 
 
 def samples(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -144,6 +129,7 @@ def test_what_was_killed_is_replayed_to_the_bit_and_followers_agree_whenever_the
         assert (name in records[-1].filters) == filtered
     assert all(len(record.rules["own/turn"]) == 1 for record in records)
     assert sum(len(record.tables["main"].tombstones) for record in records) > 100
+    assert sum(len(record.tables["own"].tombstones) for record in records) > 10
 
     early.wait_for(found["epoch"], 20)
     late = Follower(tmp_path / "exports")

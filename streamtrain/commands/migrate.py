@@ -80,7 +80,7 @@ def _lines(migration: Migration) -> list[str]:
 
 _FATES = {
     "kept": "as it was",
-    "changed": "rows changed to the new dim or optimizer",
+    "changed": "rows changed to the new dim, optimizer or decay",
     "new": "new",
     "dropped": "dropped",
     "begun": "begun anew, because its ids stand for other rows now",

@@ -31,7 +31,6 @@ from streamtrain.log.recovery import restored
 from streamtrain.migration.dense import DenseMove, moved
 from streamtrain.migration.rows import carried_over, keeps_rows
 from streamtrain.sparse.settings import TableSettings
-from streamtrain.sparse.tables import AnyTable
 
 __all__ = ["Migration", "TableMove", "migrate", "plan"]
 
@@ -42,7 +41,7 @@ class TableMove:
 
     Attributes:
       table: its name.
-      fate: `kept` as it is, `changed` (rows carried over to another dim or optimizer), `new`, `dropped`, or `begun` anew
+      fate: `kept` as it is, `changed` (rows carried over to another dim, optimizer or decay), `new`, `dropped`, or `begun` anew
         because its ids stand for something else now.
       rows: rows carried over.
       lost: rows left behind.
@@ -121,7 +120,7 @@ def plan(job: Job, log: LogReader, epoch: int | None = None) -> Migration:
     moves: list[TableMove] = []
     for name in [*job.tables, *(name for name in before.tables if name not in job.tables)]:
         rows = folded.tables.get(name)
-        move, carried = _move_table(name, rows, before.tables.get(name), job.tables.get(name), job.seed)
+        move, carried = _move_table(name, rows, before, job, folded.step_next - 1)
         moves.append(move)
         if carried is not None:
             tables[name] = carried
@@ -203,8 +202,8 @@ def _epoch(log: LogReader, epoch: int | None) -> int:
 
 
 def _same_admission(before: Job, after: Job) -> set[str]:
-    """The tables whose ids go on waiting for admission where they stood."""
-    both = {name for name in after.tables if name in before.tables}
+    """The tables whose ids go on waiting for admission where they stood. A filter's places are hashes with the seed."""
+    both = {name for name in after.tables if name in before.tables and before.seed == after.seed}
     return {
         name
         for name in both
@@ -215,18 +214,19 @@ def _same_admission(before: Job, after: Job) -> set[str]:
 
 
 def _move_table(
-    name: str, rows: TableRows | None, before: AnyTable | None, after: AnyTable | None, seed: int
+    name: str, rows: TableRows | None, old: Job, new: Job, step: int
 ) -> tuple[TableMove, TableRows | None]:
+    before, after = old.tables.get(name), new.tables.get(name)
     count = 0 if rows is None else len(rows.ids)
     if after is None:
         return TableMove(name, "dropped", 0, count), None
     if before is None:
         return TableMove(name, "new", 0, 0), None
-    if not keeps_rows(before, after):
+    if not keeps_rows(before, after, same_seed=old.seed == new.seed):
         return TableMove(name, "begun", 0, count), None
     if rows is None:
         return TableMove(name, "kept", 0, 0), None
-    carried = carried_over(name, rows, before, after, seed)
+    carried = carried_over(name, rows, before, after, new.seed, step)
     return TableMove(name, "kept" if carried is rows else "changed", count, 0), carried
 
 

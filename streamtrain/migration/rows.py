@@ -8,47 +8,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
+from streamtrain.sparse.decay import RowDecay
 from streamtrain.sparse.init import Initializer
-from streamtrain.sparse.optimizers import row_optimizer, slots_of, state_of
-from streamtrain.sparse.settings import AnyOptimizer
+from streamtrain.sparse.lifecycle_settings import Decay
+from streamtrain.sparse.optimizers import row_optimizer, slots_of, state_of, statistics_of
+from streamtrain.sparse.part_init import PartInitializer
+from streamtrain.sparse.settings import AnyOptimizer, TableSettings
 from streamtrain.sparse.tables import AnyTable
 
 __all__ = ["carried_over", "keeps_rows"]
 
 _CHUNK_ROWS = 1 << 16
 
-# What may change about a table without its ids meaning something else.
-_CARRIED = {"dim", "optimizer", "init", "rows_max", "admission", "unadmitted", "expiry", "decay"}
 
-
-def keeps_rows(before: AnyTable, after: AnyTable) -> bool:
+def keeps_rows(before: AnyTable, after: AnyTable, same_seed: bool) -> bool:
     """Whether rows of a table with settings `before` mean the same with settings `after`.
 
-    Not where the table's kind or sizes differ: then the same id stands for other rows. The dim of a hashed table is one of
-    these too, because its rows may hold parts of a vector.
+    Not where the table's kind or its hashing differ, of which the seed is a part: then the same id stands for other rows. Nor
+    where rows are parts that are set side by side and their width differs: then each column of a vector stands for another.
     """
-    free = _CARRIED if before.kind == "dynamic" else _CARRIED - {"dim"}
-    return before.kind == after.kind and before.model_dump(exclude=free) == after.model_dump(exclude=free)
+    if before.kind != after.kind or before.hashing != after.hashing:
+        return False
+    if before.hashing is None:
+        return True
+    return same_seed and (before.hashing.combine != "concat" or before.dim == after.dim)
 
 
-def carried_over(name: str, rows: TableRows, before: AnyTable, after: AnyTable, seed: int) -> TableRows:
+def carried_over(
+    name: str, rows: TableRows, before: AnyTable, after: AnyTable, seed: int, step: int
+) -> TableRows:
     """The rows with the weights and optimizer state that the new settings have room for.
 
     Weights that are new start as those of a new row do, by hash of (seed, table, id); those beyond the new dim are cut.
     Optimizer state stays with its weight where the optimizer's kind is the same, whatever its rates, and starts anew
-    where it is another. Counts and last steps stay.
+    where it is another. Counts and last steps stay, but in a table that decays, or did, rows are what they have become by
+    `step`, and count from there: neither is the past undone, nor is it done again by another rule.
 
     Args:
       name: the table's.
       rows: `[R]` of them, without tombstones.
       before, after: its settings; `keeps_rows` of them is true.
       seed: the migrated model's.
+      step: the last one that the rows have seen.
     """
-    if (before.row_dim, before.optimizer.kind) == (after.row_dim, after.optimizer.kind):
+    if _makeup(before) == _makeup(after):
         return rows
+    if _decay(before) is not None or _decay(after) is not None:
+        rows = _settled(rows, before, step)
     dim, slots = after.row_dim, slots_of(after.optimizer, after.row_dim)
     weights, state = np.empty((len(rows.ids), dim), np.float32), np.empty((len(rows.ids), slots), np.float32)
-    initializer = Initializer(after.init, seed, name)
+    initializer = (
+        Initializer(after.init, seed, name)
+        if after.hashing is None
+        else PartInitializer(after.init, seed, name, after.hashing)
+    )
     for start in range(0, len(rows.ids), _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
         words = _words(initializer, after, rows.ids[part], rows.weights[part])
@@ -57,6 +70,24 @@ def carried_over(name: str, rows: TableRows, before: AnyTable, after: AnyTable, 
                 words[:, dim:][:, new] = rows.slots[part][:, old]
         weights[part], state[part] = words[:, :dim], words[:, dim:]
     return TableRows(rows.ids, weights, state, rows.counts, rows.last_steps)
+
+
+def _makeup(table: AnyTable) -> tuple[int, str, Decay | None]:
+    """What the numbers in a row depend on."""
+    return table.row_dim, table.optimizer.kind, _decay(table)
+
+
+def _decay(table: AnyTable) -> Decay | None:
+    return table.decay if isinstance(table, TableSettings) else None
+
+
+def _settled(rows: TableRows, before: AnyTable, step: int) -> TableRows:
+    """Copies of rows as they are at `step`, as if they had been updated in it."""
+    weights, slots = rows.weights.copy(), rows.slots.copy()
+    if (decay := _decay(before)) is not None:
+        statistics = statistics_of(before.optimizer, before.row_dim)
+        RowDecay(decay, statistics).fade_columns(weights, slots, rows.last_steps, step)
+    return TableRows(rows.ids, weights, slots, rows.counts, np.full_like(rows.last_steps, step & 0xFFFFFFFF))
 
 
 def _words(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,10 @@ from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord, FilterRows, TableRows
 from streamtrain.log.recovery import restored
 from streamtrain.log.rollback import earliest
+from streamtrain.sparse.settings import TableSettings
+
+if TYPE_CHECKING:
+    from streamtrain.sparse.decay import RowDecay
 
 __all__ = ["CHUNK_ROWS", "Snapshot", "merged", "open_snapshot"]
 
@@ -26,6 +31,8 @@ _MAPPED_MAX = 256
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The rows of a table at an epoch. Weights and optimizer state stay in the files until they are asked for.
+
+    Where the table decays they are what they have become by then, as the trainer and followers see them.
 
     Memory: about 50 MB while it is opened, whatever the number of rows, and then one piece of `CHUNK_ROWS` rows. Ids and
     where their rows stand, 16 bytes a row, are pages of a nameless file in the system's temporary directory. Beyond 256
@@ -52,6 +59,7 @@ class Snapshot:
     _locations: NDArray[np.int64]
     _parts: Sequence[TableRows]
     filters: Sequence[FilterRows] = ()
+    _decay: RowDecay | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,7 +96,10 @@ class Snapshot:
     def _at(self, ids: NDArray[np.uint64], locations: NDArray[np.int64]) -> TableRows:
         if not len(ids):
             return TableRows.empty(self.dim, self.optimizer_floats)
-        return _taken(self._parts, ids, locations)
+        rows = _taken(self._parts, ids, locations)
+        if self._decay is not None:
+            self._decay.fade_columns(rows.weights, rows.slots, rows.last_steps, self.step_next)
+        return rows
 
 
 def open_snapshot(log: LogReader, table: str, at: int | None = None) -> Snapshot:
@@ -136,7 +147,7 @@ def _snapshot(log: LogReader, table: str, records: Iterator[EpochRecord]) -> Sna
         raise ConfigError(f"{log.path}: table {table!r} changes its width on the way: {sorted(widths)}")
     ids, locations = merged(parts)
     dim, floats = widths.pop() if widths else (_configured_dim(log, table), 0)
-    return Snapshot(table, *last, dim, floats, ids, locations, parts, filters)
+    return Snapshot(table, *last, dim, floats, ids, locations, parts, filters, _decay_of(log, table))
 
 
 def merged(parts: Sequence[TableRows | FilterRows]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -160,6 +171,19 @@ def merged(parts: Sequence[TableRows | FilterRows]) -> tuple[NDArray[np.uint64],
 def _configured_dim(log: LogReader, table: str) -> int:
     """Of a table without a row, what the job says."""
     return int(log.model.job.get("tables", {}).get(table, {}).get("dim", 0))
+
+
+def _decay_of(log: LogReader, table: str) -> RowDecay | None:
+    settings = log.model.job.get("tables", {}).get(table, {})
+    if settings.get("decay") is None:
+        return None
+    # numba is loaded with them, which nothing else here needs.
+    from streamtrain.sparse.decay import RowDecay
+    from streamtrain.sparse.optimizers import statistics_of
+
+    known = TableSettings.model_validate(dict(settings))
+    assert known.decay is not None
+    return RowDecay(known.decay, statistics_of(known.optimizer, known.dim))
 
 
 def _united(parts: Sequence[TableRows]) -> TableRows:

@@ -138,39 +138,49 @@ class _Own(_Stateless):
     """Runs a user's rule, checks what it returns, and undoes it by its state."""
 
     def __init__(self, settings: OwnAdmission, seed: int, table: str) -> None:
-        self._name, self._where = settings.kind, f"tables.{table}.admission"
+        self._name = f"tables.{table}.admission: {settings.kind}"
         made = plugins.load("admissions", settings.kind)
-        try:
-            self._rule: OwnRule = made(table, seed, **(settings.model_extra or {}))
-        except TypeError as error:
+        with plugins.blamed(ConfigError, f"{self._name}: making it"):
+            try:
+                self._rule: OwnRule = made(table, seed, **(settings.model_extra or {}))
+            except TypeError as error:
+                raise ConfigError(
+                    f"{self._name} cannot be made with the table's name, the seed and the other keys of the section: {error}"
+                ) from error
+        if missing := [name for name in ("admit", "state", "load") if not hasattr(self._rule, name)]:
             raise ConfigError(
-                f"{self._where}: {self._name} cannot be made with the table's name, the seed and the other keys of the "
-                f"section: {error}"
-            ) from error
+                f"{self._name} has no method {missing[0]!r}; docs/features.md shows a whole rule"
+            )
         self._before = self.state()
 
     def admit(self, ids: NDArray[np.uint64], occurrences: NDArray[np.uint32], step: int) -> NDArray[np.bool_]:
         self._before = self.state()
-        admitted: Any = self._rule.admit(ids, occurrences, step)
+        with plugins.blamed(ConfigError, f"{self._name}.admit"):
+            admitted: Any = self._rule.admit(ids, occurrences, step)
         if not isinstance(admitted, np.ndarray) or (admitted.dtype, admitted.shape) != (np.bool_, ids.shape):
-            raise ConfigError(
-                f"{self._where}: {self._name}.admit has to return a bool array with one item for each id"
-            )
+            raise ConfigError(f"{self._name}.admit has to return a bool array with one item for each id")
         return admitted
 
     def undo(self) -> None:
-        self._rule.load(self._before)
+        self._load(self._before)
 
     def state(self) -> Mapping[str, np.ndarray]:
-        state = {name: np.array(array) for name, array in self._rule.state().items()}
+        with plugins.blamed(ConfigError, f"{self._name}.state"):
+            state = {name: np.array(array) for name, array in self._rule.state().items()}
         if wrong := [name for name in state if not name or "/" in name]:
+            raise ConfigError(f"{self._name}.state names an array {wrong[0]!r}; names have no '/'")
+        if wrong := [name for name in state if state[name].dtype.kind not in "biuf"]:
             raise ConfigError(
-                f"{self._where}: {self._name}.state names an array {wrong[0]!r}; names have no '/'"
+                f"{self._name}.state: {wrong[0]!r} is an array of {state[wrong[0]].dtype}; a record holds numbers and bools"
             )
         return state
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self._rule.load({name: np.array(array) for name, array in state.items()})
+        self._load({name: np.array(array) for name, array in state.items()})
+
+    def _load(self, state: Mapping[str, np.ndarray]) -> None:
+        with plugins.blamed(ConfigError, f"{self._name}.load"):
+            self._rule.load(state)
 
 
 def make_admission(settings: AnyAdmission, seed: int, table: str) -> Admission | None:

@@ -52,7 +52,8 @@ def rule_of(settings: Expiry, table: str) -> ExpiryRule | None:
         raise ConfigError(f"tables.{table}.expiry.rule: {settings.rule} is no function")
 
     def checked(*rows: Any) -> NDArray[np.bool_]:
-        found = rule(*rows)
+        with plugins.blamed(ConfigError, f"tables.{table}.expiry.rule: {settings.rule}"):
+            found = rule(*rows)
         if not isinstance(found, np.ndarray) or (found.dtype, found.shape) != (np.bool_, rows[0].shape[:1]):
             raise ConfigError(
                 f"tables.{table}.expiry.rule: {settings.rule} has to return a bool array with one item for each row"

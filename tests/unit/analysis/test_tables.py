@@ -19,6 +19,9 @@ from streamtrain.errors import ConfigError, EpochMissing, StreamtrainError
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.fold import fold
 from streamtrain.log.record import TableRows
+from streamtrain.sparse.optimizers import slots_of
+from streamtrain.sparse.settings import TableSettings
+from streamtrain.sparse.table import EmbeddingTable
 from tests.reference_analysis import applied, cosine, distance, life, norm, octaves, random_parts
 from tests.reference_log import append_epochs, epoch_record, table_rows
 
@@ -277,6 +280,37 @@ def test_tables_whose_dim_changed_are_not_compared(tmp_path: Path) -> None:
     log.append(epoch_record(2, log.digest(1), {"other": wide}))
     with pytest.raises(ConfigError, match="has dim 3 at epoch 1 and 5 at epoch 2"):
         movers(open_snapshot(log, "user", 1), open_snapshot(log, "other", 2), 1)
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
+def test_rows_of_a_table_that_decays_are_shown_as_the_trainer_and_followers_see_them(
+    optimizer: str, tmp_path: Path
+) -> None:
+    decay = {"every_steps": 2, "weights": 0.5, "slots": 0.25}
+    table = {"dim": 3, "optimizer": {"kind": optimizer}, "decay": decay}
+    made = TableSettings.model_validate(table)
+    floats = slots_of(made.optimizer, 3)
+    log = EpochLog.create(tmp_path / "log", "m", {"tables": {"user": table}})
+    previous, parts = "", []
+    for epoch in range(6):
+        # Each row once, so that they have faded for a while, each for another.
+        parts.append(table_rows([10 + epoch], seed=epoch, slots=floats))
+        previous = log.append(epoch_record(epoch, previous, {"user": parts[-1]}))
+    for at in (2, 5):
+        found = open_snapshot(log, "user", at)
+        trainer = EmbeddingTable(
+            "user", 3, init=made.init, seed=0, rows_max=9, optimizer=made.optimizer, decay=made.decay
+        )
+        for part in parts[: at + 1]:
+            trainer.load(part)
+        trainer.at(at)
+        rows = found.rows(0, len(found))
+        assert rows.weights.tobytes() == trainer.lookup(found.ids).tobytes()
+        assert rows.weights[0].tobytes() == (parts[0].weights[0] * np.float32(0.5 ** (at // 2))).tobytes()
+        statistics = parts[0].slots[0] * np.float32(0.25 ** (at // 2))
+        if optimizer == "adam":  # whose last is a number of updates
+            statistics[-1] = parts[0].slots[0, -1]
+        assert rows.slots[0].tobytes() == statistics.tobytes()
 
 
 def test_no_room_for_temporary_files_is_told_with_the_remedy(

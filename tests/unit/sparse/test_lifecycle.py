@@ -296,6 +296,36 @@ def weights_only(weights: np.ndarray, *_: Any) -> np.ndarray:
     return weights  # No mask.
 
 
+def divides(*_: Any) -> np.ndarray:
+    raise ZeroDivisionError("in a rule")
+
+
+class Faulty:
+    """A rule with a fault in the method that is named."""
+
+    def __init__(self, table: str, seed: int, *, fault: str) -> None:
+        self._fault = fault
+        self._find("making")
+
+    def _find(self, method: str) -> None:
+        if self._fault == method:
+            raise KeyError(method)
+
+    def admit(self, ids: np.ndarray, occurrences: np.ndarray, step: int) -> np.ndarray:
+        self._find("admit")
+        return np.ones(len(ids) + (self._fault == "length"), np.bool_)
+
+    def state(self) -> Mapping[str, np.ndarray]:
+        self._find("state")
+        return {"text": np.array(["a"])} if self._fault == "text" else {}
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        self._find("load")
+
+
+FAULTY = f"{__name__}:Faulty"
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -320,11 +350,29 @@ def test_settings_that_cannot_work_are_refused_with_words(options: Any, text: st
         ({"admission": {"kind": OWN, "wanted": 2}}, "tables.t.admission: .*Loyal cannot be made .*'wanted'"),
         ({"expiry": {"rule": f"{__name__}:OWN"}}, "tables.t.expiry.rule: .* is no function"),
         ({"expiry": {"rule": f"{__name__}:weights_only", "sweep_steps": 1}}, "has to return a bool array"),
+        (
+            {"expiry": {"rule": f"{__name__}:divides", "sweep_steps": 1}},
+            r"tables\.t\.expiry\.rule: .*:divides failed: ZeroDivisionError: in a rule .*correct it",
+        ),
+        ({"admission": {"kind": f"{__name__}:divides"}}, "divides: making it failed: ZeroDivisionError"),
+        ({"admission": {"kind": "builtins:complex"}}, "complex cannot be made with the table's name"),
+        ({"admission": {"kind": "builtins:print"}}, "tables.t.admission: builtins:print .*no method 'admit'"),
+        ({"admission": {"kind": FAULTY, "fault": "making"}}, "Faulty: making it failed: KeyError: 'making'"),
+        ({"admission": {"kind": FAULTY, "fault": "admit"}}, r"Faulty\.admit failed: KeyError: 'admit'"),
+        ({"admission": {"kind": FAULTY, "fault": "state"}}, r"Faulty\.state failed: KeyError: 'state'"),
+        ({"admission": {"kind": FAULTY, "fault": "length"}}, "a bool array with one item for each id"),
+        ({"admission": {"kind": FAULTY, "fault": "text"}}, "'text' is an array of <U1; a record holds"),
     ],
 )
 def test_a_users_rule_that_does_not_fit_is_told(options: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         train(net_of(**options), 0, 1)
+
+
+def test_a_users_rule_that_cannot_take_its_state_back_is_told() -> None:
+    net = net_of(admission={"kind": FAULTY, "fault": "load"})
+    with pytest.raises(ConfigError, match=r"tables\.t\.admission: .*Faulty\.load failed: KeyError"):
+        net.load_filters({}, {"t/seen": np.zeros(1)})
 
 
 def test_filters_of_another_rule_are_refused() -> None:

@@ -6,6 +6,7 @@ that a file whose writer was killed is readable as it is.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -90,6 +91,7 @@ class Trace:
         self._lines: list[bytes] = [b"[\n"]
         self._waiting = self._written = 0
         self._tracks: dict[str, int] = {}
+        self._quoted: dict[str, str] = {}
         self._began = self._flushed = time.perf_counter()
 
     def __enter__(self) -> Trace:
@@ -114,9 +116,11 @@ class Trace:
             if self._file is None:
                 return
             thread = self._tracks.get(track) or self._introduce(track)
+            if (quoted := self._quoted.get(name)) is None:
+                quoted = self._quoted[name] = json.dumps(name)
             # By hand: this is on the path of a step, and a dump takes four times as long.
             line = (
-                f'{{"ph":"X","pid":{os.getpid()},"tid":{thread},"name":"{name}",'
+                f'{{"ph":"X","pid":{os.getpid()},"tid":{thread},"name":{quoted},'
                 f'"ts":{(begin - self._began) * 1e6:.1f},"dur":{(end - begin) * 1e6:.1f}}},\n'
             ).encode()
             self._lines.append(line)
@@ -144,7 +148,9 @@ class Trace:
         if self._file is None:
             return
         try:
-            self._file.write(b"".join(self._lines))
+            lines = b"".join(self._lines)
+            if self._file.write(lines) < len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             logger.warning("the profile %s ends here: %s", self._path, error.strerror or error)
             self._close()

@@ -152,7 +152,8 @@ class Views:
         while True:
             await self._head.beyond(view.done)
             try:
-                view.done = await view.work()
+                with self._metrics.stages.busy(f"view {view.name}"):
+                    view.done = await view.work()
             except (CorruptRecord, EpochMissing):
                 # The log itself is damaged: what would be learned now could not be recovered either.
                 raise

@@ -10,6 +10,7 @@ EXAMPLES = """\
 examples:
   streamtrain run job.toml
   streamtrain run job.toml --until-end
+  streamtrain run job.toml --profile trace.json   # open it in https://ui.perfetto.dev
   STREAMTRAIN__TRAINING__BATCH_SIZE=128 streamtrain run job.toml
 """
 
@@ -19,11 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until-end", action="store_true", help="stop at the end of what the source holds now"
     )
+    parser.add_argument(
+        "--profile",
+        metavar="FILE",
+        help="write a trace of every stage for Perfetto (256 MiB at most), and say at the end which stage bounds the run",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     import signal
     import threading
+    from pathlib import Path
 
     # From here on a signal is a wish to stop, also while libraries are imported: an interrupt inside one may be lost.
     wished = threading.Event()
@@ -47,10 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
     keep_compiled(job.training.compiled_cache)
 
     async def main() -> None:
-        service = Service(job, until_end=arguments.until_end, headstart=headstart)
+        profile = None if arguments.profile is None else Path(arguments.profile)
+        service = Service(job, until_end=arguments.until_end, headstart=headstart, profile=profile)
         if wished.is_set():
             service.stop()
-        last = await service.run()
+        try:
+            last = await service.run()
+        finally:
+            if profile is not None:
+                sys.stderr.write("".join(f"{line}\n" for line in service.report))
         if last is not None:
             sys.stderr.write(
                 f"streamtrain: epoch {last.epoch}, {last.samples_total} samples learned in all\n"

@@ -21,6 +21,7 @@ from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.minibatch import Minibatch
 from streamtrain.sources import DataLoss
 from streamtrain.sparse.net import SparseNet
+from streamtrain.trace import SILENT, Spans
 from streamtrain.training.epochs import EpochBuilder
 from streamtrain.training.prequential import Prequential
 from streamtrain.training.runtime import NOTE, runtime_note
@@ -38,6 +39,8 @@ class Learner:
 
     source = ""
     """The identity of the source, which every record carries on."""
+    spans: Spans = SILENT
+    """Where the phases of a step are shown."""
     lost: Sequence[Mapping[str, Any]] = ()
     """The gaps that the source skipped, which every record carries on: see `losses_of`."""
 
@@ -164,22 +167,27 @@ class Learner:
           for bit, as if it had not been there.
         """
         padded = self.dense.bucket(batch.size)
-        activations = self.sparse.forward(batch, step, padded)
-        result = self.dense.step(
-            activations.pooled,
-            activations.sequences,
-            _pad(batch.dense, padded),
-            _pad(batch.labels, padded),
-            _pad(batch.weights, padded),
-        )
+        with self.spans.span("train", "sparse forward"):
+            activations = self.sparse.forward(batch, step, padded)
+        with self.spans.span("train", "dense"):
+            result = self.dense.step(
+                activations.pooled,
+                activations.sequences,
+                _pad(batch.dense, padded),
+                _pad(batch.labels, padded),
+                _pad(batch.weights, padded),
+            )
         if not result.finite:
             self.sparse.discard()
             return None
-        if not self.sparse.backward(result.grad_pooled, result.grad_sequences, step):
+        with self.spans.span("train", "sparse backward"):
+            kept = self.sparse.backward(result.grad_pooled, result.grad_sequences, step)
+        if not kept:
             self.dense.undo()
             return None
         logits = result.logits[: batch.size]
-        self.prequential.add(logits, batch.labels, batch.weights)
+        with self.spans.span("train", "evaluate"):
+            self.prequential.add(logits, batch.labels, batch.weights)
         return logits
 
     def skip(self, loss: DataLoss) -> None:

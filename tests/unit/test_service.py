@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -48,6 +49,18 @@ async def run(
     ScriptedSource.script = script
     service = Service(job, until_end=until_end, on_commit=lambda record: on_commit(service, record))
     return await asyncio.wait_for(service.run(), 60)
+
+
+async def test_a_profile_shows_every_stage_and_the_phases_of_a_step(tmp_path: Path) -> None:
+    ScriptedSource.script = (chunk(0, 20), chunk(20, 5))
+    service = Service(job(tmp_path), until_end=True, profile=tmp_path / "trace.json")
+    await asyncio.wait_for(service.run(), 60)
+    events = json.loads((tmp_path / "trace.json").read_text())
+    tracks = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    found = {(tracks[e["tid"]], e["name"]) for e in events if e["ph"] == "X"}
+    assert {(stage, stage) for stage in ("read", "decode", "train", "commit")} < found
+    assert {("train", phase) for phase in ("cut", "sparse forward", "dense", "sparse backward")} < found
+    assert [line.split()[0] for line in service.report[1:4]] == ["read", "decode", "prefetch"]
 
 
 async def test_a_run_to_the_end_learns_all_and_the_next_goes_on(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ class BadSample(StreamtrainError):
         `too_large`, `codec` (a codec plug-in failed).
       field: the field at fault, or None when the record as a whole is.
       partition, offset: where the record stands; None until the consumer's frame fills them in.
+      leaf: which leaf of the record, counted from 0; None where the record as a whole is refused.
     """
 
     def __init__(
@@ -55,13 +56,15 @@ class BadSample(StreamtrainError):
         field: str | None = None,
         partition: str | None = None,
         offset: int | None = None,
+        leaf: int | None = None,
     ) -> None:
         self.reason, self.detail, self.field = reason, detail, field
-        self.partition, self.offset = partition, offset
-        super().__init__(reason, detail, field, partition, offset)
+        self.partition, self.offset, self.leaf = partition, offset, leaf
+        super().__init__(reason, detail, field, partition, offset, leaf)
 
     def __str__(self) -> str:
-        place = "" if self.partition is None else f"{self.partition} offset {self.offset}: "
+        leaf = "" if self.leaf is None else f" leaf {self.leaf}"
+        place = "" if self.partition is None else f"{self.partition} offset {self.offset}{leaf}: "
         field = "" if self.field is None else f"field {self.field!r}: "
         return f"{place}{field}{self.detail}"
 

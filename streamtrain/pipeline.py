@@ -15,7 +15,9 @@ from streamtrain.letterbox import Letterbox
 from streamtrain.metrics import Metrics
 from streamtrain.plugins import blamed
 from streamtrain.samples.batch import SampleBatch
-from streamtrain.samples.decoder import DecodedChunk, Decoder
+from streamtrain.samples.decoded import DecodedChunk
+from streamtrain.samples.decoder import Decoder
+from streamtrain.samples.positions import LeavesLearned
 from streamtrain.sources import Chunk, DataLoss, Source
 from streamtrain.store.prefetch import Fetched
 from streamtrain.training.guard import BadSampleGuard
@@ -51,6 +53,7 @@ class Feed:
       metrics: counts.
       letterbox: keeps refused records; None where they are passed over.
       depth: chunks that may wait between two stages.
+      learned: of the records that reading begins with, what is learned already.
     """
 
     def __init__(
@@ -63,8 +66,10 @@ class Feed:
         metrics: Metrics,
         letterbox: Letterbox | None = None,
         depth: int = 1,
+        learned: LeavesLearned | None = None,
     ) -> None:
         self._letterbox = letterbox
+        self._learned = learned or LeavesLearned()
         self._source, self._decoder, self._guard = source, decoder, guard
         self._handoff, self._prefetch, self._metrics = handoff, prefetch, metrics
         self._stages, self._depth = metrics.stages, depth
@@ -95,11 +100,14 @@ class Feed:
             chunk = await chunks.take()
         if chunk is None:
             self._guard.end()
+        if isinstance(chunk, DataLoss):
+            self._learned.skip(chunk.gaps)
         if chunk is None or isinstance(chunk, DataLoss):
             return chunk
         with self._stages.busy("decode"):
             loop = asyncio.get_running_loop()
             decoded = await loop.run_in_executor(executor, self._decoder.decode, chunk)
+            decoded = self._learned.leave_out(decoded)
             self._report(decoded.bad)
             self._guard.see(decoded.batch.size + len(decoded.bad), decoded.bad)
         if self._letterbox is not None:

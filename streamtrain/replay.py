@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -18,7 +20,8 @@ from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import restored
 from streamtrain.log.rollback import redone
 from streamtrain.samples.batch import SampleBatch
-from streamtrain.samples.decoder import DecodedChunk, Decoder
+from streamtrain.samples.decoded import DecodedChunk
+from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.minibatch import Minibatch
 from streamtrain.sources import Gap, Source, Span
 from streamtrain.training.learner import Learner
@@ -105,9 +108,9 @@ class _Records:
     @staticmethod
     async def read(source: Source, decoder: Decoder, record: EpochRecord) -> _Records:
         chunks: dict[str, list[DecodedChunk]] = {}
-        for index, partition in enumerate(record.spans.partitions):
-            spans = record.spans.spans[record.spans.spans[:, 1] == index]
-            first, last = int(spans[:, 2].min()), int(spans[:, 3].max())
+        for partition in record.spans.partitions:
+            spans = [Span.of(*row[1:]) for row in record.spans if row[1] == partition]
+            first, last = min(span.first for span in spans), max(span.next_record for span in spans)
             read = await source.read_span(partition, first, last)
             chunks[partition] = [await asyncio.to_thread(decoder.decode, chunk) for chunk in read]
         return _Records(chunks)
@@ -118,11 +121,11 @@ class _Records:
         for span in spans:
             found = 0
             for chunk in self._chunks[span.partition]:
-                start, stop = np.searchsorted(chunk.offsets, [span.first, span.next])
-                if start < stop or not parts:
-                    parts.append(chunk.batch.slice(int(start), int(stop)))
-                found += int(stop - start)
-                bad += [b for b in chunk.bad if b.offset is not None and span.first <= b.offset < span.next]
+                batch, refused = chunk.within(span)
+                if batch.size or not parts:
+                    parts.append(batch)
+                found += batch.size
+                bad += refused
             if found != span.samples:
                 raise OffsetOutOfRange(
                     f"{span.partition} offsets {span.first} to {span.next} held {span.samples} samples when they were "
@@ -136,18 +139,10 @@ def _redo(learner: Learner, records: _Records, expected: EpochRecord, progress: 
     gaps = [loss for loss in losses_of(expected.notes) if loss["epoch"] == expected.epoch]
     if gaps:
         learner.epochs.skip(Gap(gap["partition"], gap["from"], gap["to"], gap["reason"]) for gap in gaps)
-    rows = expected.spans.spans.tolist()
-    names = expected.spans.partitions
-    steps = at = 0
-    while at < len(rows):
-        end = at + 1
-        while end < len(rows) and rows[end][0] == rows[at][0]:
-            end += 1
-        spans = [Span(names[p], first, last, samples) for _, p, first, last, samples in rows[at:end]]
-        learner.learn(records.minibatch(spans))
-        steps += 1
+    steps = 0
+    for steps, (_, rows) in enumerate(groupby(expected.spans, key=itemgetter(0)), 1):
+        learner.learn(records.minibatch([Span.of(*row[1:]) for row in rows]))
         progress(steps)
-        at = end
     return steps
 
 
@@ -171,6 +166,8 @@ def _compare(expected: EpochRecord, again: EpochRecord) -> tuple[bool, list[str]
         parts += [f"{kind}/{n}" for n in sorted({*first, *second}) if not _same(first.get(n), second.get(n))]
     if not _same(expected.spans.spans, again.spans.spans):
         parts.append("spans")
+    if not _same(expected.spans.leaves, again.spans.leaves):
+        parts.append("leaves of spans")
     if not _same(expected.spans.quarantined, again.spans.quarantined):
         parts.append("quarantined")
     fields = (
@@ -183,6 +180,7 @@ def _compare(expected: EpochRecord, again: EpochRecord) -> tuple[bool, list[str]
         "restores",
         "undone_samples",
         "positions",
+        "leaves",
         "watermark_ms",
     )
     parts += [f for f in fields if getattr(expected, f) != getattr(again, f)]

@@ -33,6 +33,7 @@ from streamtrain.pipeline import Feed
 from streamtrain.recovering import Recovering
 from streamtrain.restorer import Restorer, Stopped
 from streamtrain.samples.decoder import Decoder
+from streamtrain.samples.positions import LeavesLearned
 from streamtrain.sources import Source
 from streamtrain.sparse.optimizers import slots_of
 from streamtrain.stages import report
@@ -200,7 +201,8 @@ class Service:
         guard = BadSampleGuard(job.training.bad_samples)
         await self._open_dictionary(log, decoder, stack)
         depth = job.training.queue_chunks_max
-        feed = Feed(source, decoder, guard, handoff, prefetch, self._metrics, letterbox, depth)
+        learned = LeavesLearned(record.leaves)
+        feed = Feed(source, decoder, guard, handoff, prefetch, self._metrics, letterbox, depth, learned)
         self._trainer = Trainer(
             learner, handoff, self._committer, job.training, job.log.epoch_interval_s, self._metrics, progress
         )

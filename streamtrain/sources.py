@@ -30,7 +30,8 @@ TIME_UNKNOWN = -1
 """The time of a record that has none: its event time stands for it."""
 
 Positions = Mapping[str, int]
-"""Where reading resumes: by partition, the next offset to read."""
+"""Where reading resumes: by partition, the next offset to read. Of that record some leaves may have been learned: a
+source begins with the whole record, and the daemon leaves out those."""
 
 
 OnDataLoss = Literal["stop", "skip"]
@@ -39,15 +40,45 @@ OnDataLoss = Literal["stop", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Records `first` to `next` (exclusive) of a partition, which held `samples` good samples.
+    """What a minibatch took of a partition, which held `samples` good samples.
 
-    Offsets in between may be missing (transactions, compaction); bad records are inside the span but not counted.
+    It goes from leaf `first_leaf` of record `first` to before leaf `next_leaf` of record `next`; 0 is where a record
+    begins, and where records hold one sample each both are 0. Offsets in between may be missing (transactions,
+    compaction); what is bad is inside the span but not counted.
     """
 
     partition: str
     first: int
     next: int
     samples: int
+    first_leaf: int = 0
+    next_leaf: int = 0
+
+    @staticmethod
+    def of(partition: str, begin: tuple[int, int], end: tuple[int, int], samples: int) -> Span:
+        """From (offset, leaf) to (offset, leaf)."""
+        return Span(partition, begin[0], end[0], samples, begin[1], end[1])
+
+    @property
+    def begin(self) -> tuple[int, int]:
+        """(offset, leaf) of where it begins."""
+        return self.first, self.first_leaf
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """(offset, leaf) of what comes next."""
+        return self.next, self.next_leaf
+
+    @property
+    def next_record(self) -> int:
+        """The offset behind the last record of which it holds anything."""
+        return self.next + (self.next_leaf > 0)
+
+    def holds(self, offset: int, leaf: int | None) -> bool:
+        """Whether a leaf is in it; None: a record as a whole, which is where the record ends."""
+        if leaf is None:
+            return self.first <= offset < self.next
+        return self.begin <= (offset, leaf) < self.end
 
 
 @dataclass(frozen=True, slots=True)

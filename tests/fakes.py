@@ -14,7 +14,8 @@ import numpy as np
 
 from streamtrain.config import Job, parse_job
 from streamtrain.log.record import EpochRecord
-from streamtrain.samples.decoder import DecodedChunk, Decoder
+from streamtrain.samples.decoded import DecodedChunk
+from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.schema import Schema
 from streamtrain.sources import Chunk, DataLoss, Positions, SourceSettings
 

@@ -130,7 +130,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"event time up to {_time(found['watermark_ms'])}",
         f"log        {found['bytes'] / 1e6:,.1f} MB: {found['epochs']['count']} epochs, {len(found['bases'])} bases",
         "positions",
-        *(f"  {partition}: {offset}" for partition, offset in sorted(found["positions"].items())),
+        *(
+            f"  {partition}: {offset}" + (f" leaf {leaf}" if (leaf := found["leaves"].get(partition)) else "")
+            for partition, offset in sorted(found["positions"].items())
+        ),
         "tables",
         *(
             f"  {n}: {t['rows']:,} rows of dim {t['dim']}, {t['bytes'] / 1e6:,.1f} MB"

@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             "samples": record.samples_total,
             "undone_samples": record.undone_samples,
             "positions": dict(record.positions),
+            "leaves": dict(record.leaves),
             "rows_restored": {name: len(rows.ids) for name, rows in record.tables.items()},
             "rows_removed": {name: len(rows.tombstones) for name, rows in record.tables.items()},
         }

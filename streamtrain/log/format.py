@@ -47,6 +47,7 @@ def document(record: EpochRecord, kind: Kind, model_id: str) -> dict[str, Any]:
         "model_id": model_id,
         **{name: getattr(record, name) for name in _PLAIN},
         **{name: value for name, usual in _RARE.items() if (value := getattr(record, name)) != usual},
+        **({"leaves": dict(record.leaves)} if record.leaves else {}),
         "event_time_ms": record.event_time_ms,
         "record_time_ms": record.record_time_ms,
         "positions": dict(record.positions),
@@ -65,6 +66,8 @@ def tensors(record: EpochRecord) -> dict[str, np.ndarray]:
     named: dict[str, np.ndarray] = {"spans": record.spans.spans}
     if len(record.spans.quarantined):
         named["quarantined"] = record.spans.quarantined
+    if record.spans.leaves.any():
+        named["leaves"] = record.spans.leaves
     for table, rows in record.tables.items():
         named |= {f"tables/{table}/{column}": getattr(rows, column) for column in _COLUMNS}
     for table, changed in record.filters.items():
@@ -88,7 +91,7 @@ def decode(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Ep
     }
     for name, tensor in tensors.items():
         group, _, rest = name.partition("/")
-        if name not in ("spans", "quarantined"):
+        if name not in ("spans", "quarantined", "leaves"):
             groups[group][rest] = tensor
     record = EpochRecord(
         **{name: document[name] for name in _PLAIN},
@@ -96,11 +99,13 @@ def decode(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Ep
         event_time_ms=_pair(document["event_time_ms"]),
         record_time_ms=_pair(document["record_time_ms"]),
         positions=document["positions"],
+        leaves=document.get("leaves", {}),
         notes=document["notes"],
         spans=SpanTable(
             tuple(document["partitions"]),
             tensors["spans"],
             tensors.get("quarantined", np.empty(0, np.int64)),
+            tensors.get("leaves", np.empty((0, 2), np.int64)),
         ),
         tables={table: TableRows(**columns) for table, columns in _by_table(groups["tables"]).items()},
         filters={table: FilterRows(**columns) for table, columns in _by_table(groups["filters"]).items()},
@@ -159,6 +164,19 @@ def _check(record: EpochRecord) -> None:
         raise ValueError(
             f"it lists {len(quarantined)} quarantined steps and counts {record.quarantined_minibatches}"
         )
+    leaves = record.spans.leaves
+    if (
+        leaves.dtype != np.int64
+        or leaves.ndim != 2
+        or leaves.shape[1] != 2
+        or len(leaves) not in (0, len(spans))
+    ):
+        raise ValueError(f"leaves are {leaves.dtype}{list(leaves.shape)}, not int64[{len(spans)}, 2]")
+    if len(leaves) and leaves.min() < 0:
+        raise ValueError("a span begins or ends at a leaf below 0")
+    for partition, count in record.leaves.items():
+        if partition not in record.positions or type(count) is not int or count < 1:
+            raise ValueError(f"it says that {count!r} leaves of {partition} are learned, which cannot be")
     if record.restores is not None and not (
         type(record.restores) is int and 0 <= record.restores < record.epoch
     ):

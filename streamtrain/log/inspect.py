@@ -30,7 +30,7 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
     Returns:
       `path`, `name`, `model_id`, `created_at_ms`, `migrated` (see `ModelDescription`); `epoch` (None of an empty log), `samples` learned in all, `steps`,
       `bad_samples`, `quarantined_minibatches`, `quarantined_samples`, `undone_samples` (by rollbacks), `positions`,
-      `watermark_ms`, `committed_at_ms`; `tables` (by name: `rows`, `dim`, `bytes`);
+      `leaves` (by partition, learned of the record at its position), `watermark_ms`, `committed_at_ms`; `tables` (by name: `rows`, `dim`, `bytes`);
       `filters` (of tables whose admission has one: `entries`, which are ids or blocks, and their `bytes`);
       `epochs` kept (`first`, `last`, `count`), `bases`, `bytes` on disk;
       `readers` that are registered (`name`, `kind`, `host`, `pid`, `epoch` or None, epochs `behind`, `renewed_at_ms`); `lost`: the gaps that the source skipped, see
@@ -57,6 +57,7 @@ def inspect(path: Path | str, lineage: int = 10) -> dict[str, Any]:
         "quarantined_samples": sum(record.quarantined_samples for record in records),
         "undone_samples": sum(record.undone_samples for record in records),
         "positions": {} if last is None else dict(last.positions),
+        "leaves": {} if last is None else dict(last.leaves),
         "watermark_ms": None if last is None else last.watermark_ms,
         "committed_at_ms": None if last is None else last.committed_at_ms,
         "tables": records.tables(),
@@ -151,6 +152,7 @@ def _line(log: LogReader, epoch: int) -> dict[str, Any]:
         "event_time_ms": record.event_time_ms,
         "record_time_ms": record.record_time_ms,
         "positions": dict(record.positions),
+        "leaves": dict(record.leaves),
         "notes": dict(record.notes),
         "bytes": log.epoch_path(epoch).stat().st_size,
     }

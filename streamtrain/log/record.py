@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -67,11 +67,22 @@ class SpanTable:
       spans: `[n, 5]` int64 columns: step, partition index, first offset, next offset, good samples.
       quarantined: `[q]` int64, ascending: the steps of these whose minibatch was quarantined, so that nothing was
         learned from it.
+      leaves: `[n, 2]` int64 columns: how many leaves of the record at the first offset the span leaves out, and how many
+        of the one at the next offset it takes; 0 where records are whole. `[0, 2]`: all are.
     """
 
     partitions: tuple[str, ...] = ()
     spans: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 5), np.int64))
     quarantined: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    leaves: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+
+    def __iter__(self) -> Iterator[tuple[int, str, tuple[int, int], tuple[int, int], int]]:
+        """Per span: step, partition, (offset, leaf) of its begin and of its end, good samples."""
+        leaves = self.leaves if len(self.leaves) else np.zeros((len(self.spans), 2), np.int64)
+        for (step, index, first, next_, samples), (first_leaf, next_leaf) in zip(
+            self.spans.tolist(), leaves.tolist(), strict=True
+        ):
+            yield step, self.partitions[index], (first, first_leaf), (next_, next_leaf), samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,7 @@ class EpochRecord:
       undone_samples: of a rollback, how many of the samples learned before it are not in the model any more; below 0
         where it returns to an epoch that had been undone.
       positions: by partition, the next offset to read.
+      leaves: by partition, how many leaves of the record at its position are learned; without those where none is.
       spans: the minibatches.
       event_time_ms: (min, max) of the samples' event times, or None where it has no sample.
       record_time_ms: (min, max) of when the records reached the source, or None.
@@ -128,6 +140,7 @@ class EpochRecord:
     committed_at_ms: int = 0
     writer: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
+    leaves: Mapping[str, int] = field(default_factory=dict)
 
     def without_arrays(self) -> EpochRecord:
         """The record for who needs its facts alone: it holds no memory."""

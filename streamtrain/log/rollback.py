@@ -97,6 +97,7 @@ def undoing(log: LogReader, epoch: int, head: int, positions: Positions) -> Epoc
         samples=0,
         samples_total=then.samples_total,
         positions=dict(kept.positions),
+        leaves=dict(kept.leaves),
         tables={which.name: TableRows(**rows) for which, rows in found if which.group == "tables"},
         filters={which.name: FilterRows(**rows) for which, rows in found if which.group == "filters"},
         rules=then.rules,
@@ -113,7 +114,9 @@ def redone(log: LogReader, record: EpochRecord) -> EpochRecord:
     """What a rollback's record has to be, made again from the epochs before it; raises as `undoing`."""
     assert record.restores is not None
     head = record.epoch - 1
-    positions: Positions = "current" if record.positions == log.describe(head).positions else "epoch"
+    last = log.describe(head)
+    stays = (record.positions, record.leaves) == (last.positions, last.leaves)
+    positions: Positions = "current" if stays else "epoch"
     return undoing(log, record.restores, head, positions)
 
 

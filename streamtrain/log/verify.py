@@ -222,20 +222,31 @@ def _contradictions(before: EpochRecord, record: EpochRecord) -> Iterator[str]:
         )
     if record.restores is not None:
         return
-    at = dict(before.positions)
+    at = {name: (offset, before.leaves.get(name, 0)) for name, offset in before.positions.items()}
     for loss in losses_of(record.notes):
         if loss["epoch"] == record.epoch:
             # The source skipped it when it was told to: the partition goes on there, be it before where it stood.
             at.pop(loss["partition"], None)
             if loss["to"] is not None:
-                at[loss["partition"]] = loss["to"]
-    for step, index, first, next_offset, _ in record.spans.spans.tolist():
-        partition = record.spans.partitions[index]
-        if first < at.get(partition, first):
-            yield f"step {step} learned {partition} from offset {first}, which was learned up to {at[partition]} before"
-        at[partition] = next_offset
-    for partition, position in record.positions.items():
+                at[loss["partition"]] = (loss["to"], 0)
+    for step, partition, begin, end, _ in record.spans:
+        if begin < at.get(partition, begin):
+            yield (
+                f"step {step} learned {partition} from offset {_words(begin)}, which was learned up to "
+                f"{_words(at[partition])} before"
+            )
+        at[partition] = end
+    for partition, offset in record.positions.items():
+        position = (offset, record.leaves.get(partition, 0))
         if position < at.get(partition, position):
-            yield f"it would resume {partition} at offset {position}, which was learned up to {at[partition]}"
+            yield (
+                f"it would resume {partition} at offset {_words(position)}, which was learned up to "
+                f"{_words(at[partition])}"
+            )
     if np.any(np.diff(record.spans.spans[:, 0]) < 0):
         yield "its spans are not in the order of their steps"
+
+
+def _words(place: tuple[int, int]) -> str:
+    offset, leaf = place
+    return f"{offset} leaf {leaf}" if leaf else f"{offset}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from streamtrain.errors import BadSample, ConfigError
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.codec import RECORD_BYTES_MAX, CodecError, RecordCodec
 from streamtrain.samples.columns import SampleColumns
+from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.samples.schema import DenseSlot, Schema
 from streamtrain.samples.values import check_values, table_of
 from streamtrain.sources import Chunk
@@ -24,24 +24,6 @@ from streamtrain.sources import Chunk
 __all__ = ["DecodedChunk", "Decoder"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedChunk:
-    """The samples of a chunk. `partition`, `first` and `next` are the chunk's.
-
-    Attributes:
-      offsets: `[B]` int64, ascending: where the record of each sample stands.
-      batch: the B good samples.
-      bad: the records refused, ascending by offset, with partition and offset filled in.
-    """
-
-    partition: str
-    first: int
-    next: int
-    offsets: NDArray[np.int64]
-    batch: SampleBatch
-    bad: tuple[BadSample, ...]
 
 
 class Decoder:
@@ -97,8 +79,17 @@ class Decoder:
         for row in refused:
             bad.append(_placed(BadSample(row.reason, row.detail, field=row.field), chunk, int(kept[row.row])))
         bad.sort(key=lambda sample: sample.offset or 0)
+        whole = np.ones(batch.size, np.bool_)
+        leaves = np.zeros(batch.size, np.int64)
         return DecodedChunk(
-            chunk.partition, chunk.first, chunk.next, chunk.offsets[kept[good]], batch, tuple(bad)
+            chunk.partition,
+            chunk.first,
+            chunk.next,
+            chunk.offsets[kept[good]],
+            leaves,
+            whole,
+            batch,
+            tuple(bad),
         )
 
     def decode_samples(self, samples: Sequence[Mapping[str, Any]]) -> SampleBatch:

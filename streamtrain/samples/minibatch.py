@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamtrain.errors import BadSample
 from streamtrain.samples.batch import SampleBatch
-from streamtrain.samples.decoder import DecodedChunk
+from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.sources import Span
 
 __all__ = ["REFUSED_MAX", "Minibatch", "Minibatcher"]
@@ -23,7 +23,7 @@ class Minibatch:
     Attributes:
       batch: the samples; of size 0 where the spans hold bad records or gaps only, so that positions still advance.
       spans: in the order of the samples. Neighbours are of different partitions, or do not touch.
-      bad: the records refused in the spans.
+      bad: what was refused in the spans.
       first_arrival_ms: when the oldest of the records arrived, on the clock of `Minibatcher.add`.
     """
 
@@ -35,11 +35,11 @@ class Minibatch:
 
 @dataclass(slots=True)
 class _Piece:
-    """What is left of a decoded chunk: its records from `first` on, its samples from `start` on."""
+    """What is left of a decoded chunk: from (offset, leaf) `first` on, its samples from `start` on."""
 
     chunk: DecodedChunk
     arrived_ms: float
-    first: int
+    first: tuple[int, int]
     start: int = 0
     bad_start: int = 0
 
@@ -47,8 +47,9 @@ class _Piece:
 class Minibatcher:
     """Collects decoded chunks and cuts them at `batch_size` samples, or when the oldest record has waited `linger_ms`.
 
-    It reads no clock and never waits. A full minibatch ends right behind its last sample: bad records and gaps
-    that follow belong to the next one. So where chunks were cut makes no difference, other than through `linger_ms`.
+    It reads no clock and never waits. A full minibatch ends right behind its last sample, inside a record where that has
+    more leaves: bad records and gaps that follow belong to the next one. So where chunks were cut makes no difference,
+    other than through `linger_ms`.
     It holds what was added until it is taken; whoever adds takes until None comes, which leaves less than a minibatch,
     and fewer than REFUSED_MAX refused records: a flood of them is cut without waiting for samples.
 
@@ -76,7 +77,7 @@ class Minibatcher:
     def add(self, chunk: DecodedChunk, now_ms: float) -> None:
         """Appends a chunk, which arrived at `now_ms`."""
         if chunk.next > chunk.first:
-            self._pieces.append(_Piece(chunk, now_ms, chunk.first))
+            self._pieces.append(_Piece(chunk, now_ms, (chunk.first, chunk.first_leaf)))
             self._pending += chunk.batch.size
             self._refused += len(chunk.bad)
 
@@ -124,20 +125,32 @@ class Minibatcher:
         stop = piece.start + taken
         # A full minibatch that ends in this piece ends behind its last sample, not at the next one.
         used_up = stop == chunk.batch.size and (to_end or taken == 0)
-        next_ = chunk.next if used_up else int(chunk.offsets[stop - 1]) + 1
-        span = Span(chunk.partition, piece.first, next_, taken)
-        while piece.bad_start < len(chunk.bad) and (chunk.bad[piece.bad_start].offset or 0) < next_:
+        next_ = (chunk.next, 0) if used_up else _behind(chunk, stop - 1)
+        while piece.bad_start < len(chunk.bad) and _place(chunk.bad[piece.bad_start]) < next_:
             bad.append(chunk.bad[piece.bad_start])
             piece.bad_start += 1
+        span = Span(chunk.partition, piece.first[0], next_[0], taken, piece.first[1], next_[1])
         piece.first, piece.start = next_, stop
-        if next_ == chunk.next:
+        if next_ == (chunk.next, 0):
             self._pieces.popleft()
         return span
 
 
+def _behind(chunk: DecodedChunk, sample: int) -> tuple[int, int]:
+    """(offset, leaf) of what comes after a sample."""
+    offset = int(chunk.offsets[sample])
+    return (offset + 1, 0) if chunk.last[sample] else (offset, int(chunk.leaves[sample]) + 1)
+
+
+def _place(bad: BadSample) -> tuple[int, int]:
+    return bad.offset or 0, bad.leaf or 0
+
+
 def _append(spans: list[Span], span: Span) -> None:
     last = spans[-1] if spans else None
-    if last is not None and last.partition == span.partition and last.next == span.first:
-        spans[-1] = Span(span.partition, last.first, span.next, last.samples + span.samples)
+    if last is not None and last.partition == span.partition and last.end == span.begin:
+        spans[-1] = replace(
+            last, next=span.next, next_leaf=span.next_leaf, samples=last.samples + span.samples
+        )
     else:
         spans.append(span)

@@ -27,7 +27,7 @@ class EpochBuilder:
         self.step = last.step_next
         self.samples_total = last.samples_total
         self.watermark_ms = last.watermark_ms
-        self._tracker = PositionTracker(last.positions, sequential=sequential)
+        self._tracker = PositionTracker(last.positions, sequential=sequential, leaves=last.leaves)
         self._begin()
 
     def _begin(self) -> None:
@@ -39,6 +39,7 @@ class EpochBuilder:
         self._quarantined_samples = 0
         self._partitions: dict[str, int] = {}
         self._spans: list[tuple[int, int, int, int, int]] = []
+        self._leaves: list[tuple[int, int]] = []
         self._event_ms: tuple[int, int] | None = None
         self._record_ms: tuple[int, int] | None = None
 
@@ -67,6 +68,7 @@ class EpochBuilder:
         for span in minibatch.spans:
             index = self._partitions.setdefault(span.partition, len(self._partitions))
             self._spans.append((self.step, index, span.first, span.next, span.samples))
+            self._leaves.append((span.first_leaf, span.next_leaf))
         self._bad += len(minibatch.bad)
         batch = minibatch.batch
         if quarantined:
@@ -106,10 +108,12 @@ class EpochBuilder:
             quarantined_minibatches=len(self._quarantined),
             quarantined_samples=self._quarantined_samples,
             positions=self.positions,
+            leaves=self._tracker.leaves,
             spans=SpanTable(
                 tuple(self._partitions),
                 np.array(self._spans, np.int64).reshape(-1, 5),
                 np.array(self._quarantined, np.int64),
+                np.array(self._leaves if any(map(any, self._leaves)) else [], np.int64).reshape(-1, 2),
             ),
             event_time_ms=self._event_ms,
             record_time_ms=self._record_ms,

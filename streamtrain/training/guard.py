@@ -95,4 +95,10 @@ class QuarantineGuard:
 
 def describe(spans: Sequence[Span]) -> str:
     """Where the records of a minibatch stand, in words."""
-    return ", ".join(f"{span.partition} offsets {span.first} to {span.next - 1}" for span in spans)
+    return ", ".join(_words(span) for span in spans)
+
+
+def _words(span: Span) -> str:
+    begin = f"{span.first} leaf {span.first_leaf}" if span.first_leaf else f"{span.first}"
+    end = f"{span.next} leaf {span.next_leaf - 1}" if span.next_leaf else f"{span.next - 1}"
+    return f"{span.partition} offsets {begin} to {end}"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
-from streamtrain.samples.decoder import DecodedChunk
+from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.sources import DataLoss
 
 __all__ = ["End", "Handoff", "Item"]

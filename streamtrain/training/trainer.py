@@ -9,7 +9,7 @@ from collections import deque
 
 from streamtrain.log.record import EpochRecord
 from streamtrain.metrics import Metrics
-from streamtrain.samples.decoder import DecodedChunk
+from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.sources import DataLoss
 from streamtrain.store.progress import Progress

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from streamtrain.log.format import content_digest
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.log.recovery import recover
 from streamtrain.samples.batch import SampleBatch
-from streamtrain.samples.decoder import DecodedChunk, Decoder
+from streamtrain.samples.decoded import DecodedChunk
+from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.minibatch import Minibatch
 from streamtrain.serving import Follower
 from streamtrain.serving.files import read_export
@@ -149,15 +152,8 @@ def different_bits(job: Job, archive: EpochLog, chunks: Mapping[str, list[Decode
 
 
 def _minibatches(record: EpochRecord, chunks: Mapping[str, list[DecodedChunk]]) -> Iterator[Minibatch]:
-    rows, names = record.spans.spans.tolist(), record.spans.partitions
-    at = 0
-    while at < len(rows):
-        end = at + 1
-        while end < len(rows) and rows[end][0] == rows[at][0]:
-            end += 1
-        spans = tuple(Span(names[p], first, last, samples) for _, p, first, last, samples in rows[at:end])
-        yield _minibatch(spans, chunks)
-        at = end
+    for _, rows in groupby(record.spans, key=itemgetter(0)):
+        yield _minibatch(tuple(Span.of(*row[1:]) for row in rows), chunks)
 
 
 def _minibatch(spans: tuple[Span, ...], chunks: Mapping[str, list[DecodedChunk]]) -> Minibatch:
@@ -165,11 +161,10 @@ def _minibatch(spans: tuple[Span, ...], chunks: Mapping[str, list[DecodedChunk]]
     bad = []
     for span in spans:
         for chunk in chunks[span.partition]:
-            if chunk.next <= span.first or chunk.first >= span.next:
-                continue
-            start, stop = np.searchsorted(chunk.offsets, [span.first, span.next])
-            parts.append(chunk.batch.slice(int(start), int(stop)))
-            bad += [b for b in chunk.bad if b.offset is not None and span.first <= b.offset < span.next]
+            if span.first < chunk.next and chunk.first < span.next_record:
+                batch, refused = chunk.within(span)
+                parts.append(batch)
+                bad += refused
     if not parts:
         parts = [next(iter(chunks.values()))[0].batch.slice(0, 0)]
     return Minibatch(SampleBatch.concat(parts), spans, tuple(bad), 0.0)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from streamtrain.errors import BadSample
 from streamtrain.samples.codec import CodecError
-from streamtrain.samples.decoder import DecodedChunk, Decoder
+from streamtrain.samples.decoded import DecodedChunk
+from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.json_check import join_plain
 from streamtrain.samples.json_codec import JsonCodec
 from streamtrain.samples.values import table_of

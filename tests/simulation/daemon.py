@@ -20,6 +20,7 @@ from streamtrain.log.readers import Readers
 from streamtrain.log.record import EpochRecord
 from streamtrain.restorer import Restorer
 from streamtrain.samples.batch import SampleBatch
+from streamtrain.samples.positions import LeavesLearned
 from streamtrain.sparse.wanted import DynamicRows
 from streamtrain.standby import claim
 from streamtrain.store.applier import StoreApplier
@@ -143,7 +144,7 @@ class Daemon:
         else:
             with typed_errors("clean", world.log_path):
                 clean_asides(self._files, world.log_path / "tmp")
-        self._recover(log, learner, source, applier, restorer)
+        learned = self._recover(log, learner, source, applier, restorer)
         prefetch = None
         if store is not None and applier is not None and self.head > 0:
             prefetch = StorePrefetch(
@@ -169,7 +170,7 @@ class Daemon:
         runner = self._open_export(log)
         if world.owner is self:
             self._spawn("ownership", self._fence)
-        self._spawn("feed", lambda: self._feed(source, prefetch, handoff))
+        self._spawn("feed", lambda: self._feed(source, prefetch, handoff, learned))
         if applier is not None:
             self._view("store", lambda: drive(applier.catch_up(self.head)))
         if runner is not None:
@@ -189,7 +190,7 @@ class Daemon:
         source: SimulatedSource,
         applier: StoreApplier | None,
         restorer: Restorer,
-    ) -> None:
+    ) -> LeavesLearned:
         last = restorer.catch_up()
         if last is None:
             log.append(learner.genesis(source.start(None)))
@@ -203,7 +204,10 @@ class Daemon:
             drive(applier.catch_up(last.epoch))
         self.head = last.epoch
         self._world.oracle.restored(last.epoch, learner.model, rows=applier is None)
-        self._world.scheduler.say(f"recovered epoch {last.epoch}, positions {last.positions}")
+        self._world.scheduler.say(
+            f"recovered epoch {last.epoch}, positions {last.positions}, leaves {last.leaves}"
+        )
+        return LeavesLearned(last.leaves)
 
     def _stand_by(self, restorer: Restorer, learner: LedgerLearner, *, rows: bool) -> None:
         """Follows the log, warm, until the owner is silent for as long as a session lasts, or is taken for it."""
@@ -262,8 +266,15 @@ class Daemon:
         )
         return ExportRunner(log, exporter)
 
-    def _feed(self, source: SimulatedSource, prefetch: StorePrefetch | None, handoff: _Handoff) -> None:
-        while (decoded := source.read()) is not None:
+    def _feed(
+        self,
+        source: SimulatedSource,
+        prefetch: StorePrefetch | None,
+        handoff: _Handoff,
+        learned: LeavesLearned,
+    ) -> None:
+        while (chunk := source.read()) is not None:
+            decoded = learned.leave_out(chunk)
             batch: SampleBatch = decoded.batch
             pulled = {} if prefetch is None else drive(prefetch.rows_for(batch)).rows
             handoff.put(Item(decoded, pulled))

@@ -20,8 +20,10 @@ from streamtrain.log.reader import LogReader
 from streamtrain.log.readers import Readers
 from streamtrain.log.record import EpochRecord
 from streamtrain.restorer import Restorer
+from streamtrain.samples import minibatch as minibatches
+from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
-from streamtrain.samples.positions import PositionTracker
+from streamtrain.samples.positions import LeavesLearned, PositionTracker
 from streamtrain.serving.manifest import Entry, Manifest, Position
 from streamtrain.sources import Span
 from streamtrain.store.applier import StoreApplier
@@ -78,7 +80,28 @@ def _announces_early(self: Any, record: EpochRecord) -> None:
 def _advance_skipping(self: Any, spans: Iterable[Span]) -> None:
     """Takes the record behind each span for done as well."""
     for span in spans:
-        self._positions[span.partition] = span.next + 1
+        self._places[span.partition] = (span.next + 1, 0)
+
+
+def _leave_nothing_out(self: Any, chunk: DecodedChunk) -> DecodedChunk:
+    """Begins a record anew that was learned in part, and says that it goes on in it."""
+    return replace(chunk, first_leaf=self._left.pop(chunk.partition, 0))
+
+
+def _behind_losing_a_leaf(self: DecodedChunk, leaves: int) -> DecodedChunk:
+    """Leaves out one leaf too many."""
+    return replace(_BEHIND(self, leaves + 1), first_leaf=leaves)
+
+
+def _advance_forgetting_leaves(self: Any, spans: Iterable[Span]) -> None:
+    """Takes a record that a span ends in for one that comes next, whole."""
+    _ADVANCE(self, spans)
+    self._places = {name: (offset, 0) for name, (offset, _) in self._places.items()}
+
+
+def _span_without_leaves(chunk: DecodedChunk, sample: int) -> tuple[int, int]:
+    """Takes a record that a minibatch ends in for done."""
+    return int(chunk.offsets[sample]) + 1, 0
 
 
 def _advance_late(self: Any, spans: Iterable[Span]) -> None:
@@ -213,6 +236,7 @@ def _add_as_learned(self: Any, minibatch: Minibatch, *, quarantined: bool = Fals
     _ADD(self, minibatch)
 
 
+_BEHIND = DecodedChunk.behind
 _ADD, _ADD_BASE, _ADVANCE, _APPLY, _CUT, _ENTRY = (
     EpochBuilder.add,
     EpochLog.add_base,
@@ -237,6 +261,10 @@ MUTATIONS: dict[str, list[Mutation]] = {
     ],
     "an epoch is announced before it is durable": [(Committer, "_write", _announces_early)],
     "the tracker skips a record": [(PositionTracker, "advance", _advance_skipping)],
+    "a restart forgets the leaves that were learned": [(LeavesLearned, "leave_out", _leave_nothing_out)],
+    "a restart leaves out a leaf too many": [(DecodedChunk, "behind", _behind_losing_a_leaf)],
+    "the tracker forgets the leaf": [(PositionTracker, "advance", _advance_forgetting_leaves)],
+    "the minibatcher forgets the rest of a record": [(minibatches, "_behind", _span_without_leaves)],
     "the tracker forgets a span": [(PositionTracker, "advance", _advance_late)],
     "the minibatcher loses the rest of a chunk": [(Minibatcher, "take", _take_losing)],
     "a cut leaves out tombstones": [(EpochBuilder, "cut", _cut_without_tombstones)],

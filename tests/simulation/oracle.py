@@ -14,6 +14,7 @@ from streamtrain.log.verify import verify
 from streamtrain.serving.files import read_export
 from streamtrain.serving.manifest import Manifest
 from streamtrain.serving.model import ServedModel
+from streamtrain.sources import Span
 from tests.simulation.disk import Disk
 from tests.simulation.ledger import TABLES, Ledger, Row, as_rows, poisoned
 from tests.simulation.store import SHARDS, Shards
@@ -45,7 +46,7 @@ class Oracle:
         self._step = 0
         self._learned: Counter[int] = Counter()
         self._quarantined: Counter[int] = Counter()
-        self._positions: dict[str, int] = {}
+        self._positions: dict[str, tuple[int, int]] = {}
         self.history: list[Committed] = []
         self.shown = -1
 
@@ -74,7 +75,7 @@ class Oracle:
         epoch, before = record.epoch, self.history[-1].digest if self.history else ""
         assert record.previous == before, f"epoch {epoch} does not follow the epoch before it"
         if epoch == 0:
-            self._positions = dict(record.positions)
+            self._positions = _places(record)
         else:
             self._relearn(record)
         cut = self._twin.cut()
@@ -84,8 +85,8 @@ class Oracle:
             same = sorted(theirs.tombstones.tolist()) == sorted(ours.tombstones.tolist())
             assert same, f"epoch {epoch}: other rows of {name} are removed"
         assert int(record.dense["params/hash"]) == self._twin.dense, f"epoch {epoch}: the dense state differs"
-        assert record.positions == self._positions, (
-            f"epoch {epoch}: positions {record.positions}, its spans end at {self._positions}"
+        assert _places(record) == self._positions, (
+            f"epoch {epoch}: positions {_places(record)}, its spans end at {self._positions}"
         )
         tables = {name: dict(rows) for name, rows in self._twin.tables.items()}
         self.history.append(Committed(digest, tables, self._twin.dense))
@@ -97,15 +98,14 @@ class Oracle:
         )
         bad = samples = refused = 0
         steps: list[int] = []
-        for step, spans in groupby(record.spans.spans.tolist(), key=lambda span: span[0]):
+        for step, spans in groupby(record.spans, key=lambda span: span[0]):
             batch: list[int] = []
-            for _, index, first, next_, count in spans:
-                name = record.spans.partitions[index]
-                self._advance(name, first, next_)
-                records = list(self._stream.span(name, first, next_))
-                good = [record.sample for record in records if record.sample is not None]
+            for _, name, begin, end, count in spans:
+                self._advance(name, begin, end)
+                leaves = list(self._stream.leaves(Span.of(name, begin, end, count)))
+                good = [leaf for leaf in leaves if leaf is not None]
                 assert len(good) == count, f"epoch {record.epoch}: a span of {len(good)} samples says {count}"
-                bad += len(records) - len(good)
+                bad += len(leaves) - len(good)
                 batch += good
             if batch:
                 assert step == self._step, f"epoch {record.epoch}: step {step} follows {self._step - 1}"
@@ -124,13 +124,13 @@ class Oracle:
         assert record.step_next == self._step, f"epoch {record.epoch} miscounts steps"
         assert record.samples_total == self.samples, f"epoch {record.epoch} miscounts all samples"
 
-    def _advance(self, name: str, first: int, next_: int) -> None:
+    def _advance(self, name: str, begin: tuple[int, int], end: tuple[int, int]) -> None:
         known = self._positions.get(name)
         if known is None and self._stream.sequential:
             self._positions.clear()
-        at = self._stream.begins[name] if known is None else known
-        assert first == at, f"{name}: records from {first} are learned where {at} comes next"
-        self._positions[name] = next_
+        at = (self._stream.begins[name], 0) if known is None else known
+        assert begin == at, f"{name}: records from {begin} are learned where {at} comes next"
+        self._positions[name] = end
 
     # Views
 
@@ -213,3 +213,8 @@ class Oracle:
         assert set(last.tables["ledger"]) == set(self._learned), "the ledger misses samples"
         assert all(row[1] == 1 for row in last.tables["ledger"].values()), "the ledger counts a sample twice"
         assert self.check_export(exports) in (-1, self.head), "the export stops before the log's head"
+
+
+def _places(record: EpochRecord) -> dict[str, tuple[int, int]]:
+    """By partition, offset and leaves learned there."""
+    return {name: (offset, record.leaves.get(name, 0)) for name, offset in record.positions.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from random import Random
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from streamtrain.errors import BadSample
 from streamtrain.samples.batch import Ragged, SampleBatch
-from streamtrain.samples.decoder import DecodedChunk
+from streamtrain.samples.decoded import DecodedChunk
+from streamtrain.sources import Span
 from tests.simulation.scheduler import Scheduler
 
 __all__ = ["HOT_IDS", "Record", "SimulatedSource", "Stream"]
@@ -21,6 +22,7 @@ HOT_IDS = 5
 """Ids of the table `hot`, which all samples share."""
 
 _START = 100
+_GROUPED_SHARE = 0.35
 _DAY_MS = 86_400_000
 _offset = attrgetter("offset")
 
@@ -30,12 +32,12 @@ class Record:
     """One record of a partition.
 
     Attributes:
-      sample: the sample's own id; None for a record that is no sample.
+      leaves: of each leaf the sample's own id, None where it is none; or None for a record that is refused whole.
       at: when it is written, in seconds of the world.
     """
 
     offset: int
-    sample: int | None
+    leaves: tuple[int | None, ...] | None
     at: float
 
 
@@ -72,16 +74,46 @@ class Stream:
                     offset += random.randint(1, 3)  # aborted, compacted
                 at += random.random() * seconds / count
                 bad = random.random() < 0.1
-                records.append(Record(offset, None if bad else sample, at))
+                records.append(Record(offset, None if bad else (sample,), at))
                 sample += not bad
                 offset += 1
             stream.ends[name] = offset + random.choice([0, 0, 2])
+        # Dice of their own, so that all else in a world is as it would be without leaves.
+        dice = Random(repr(stream.ends))
+        if dice.random() < _GROUPED_SHARE:
+            stream._group(dice)
         return stream
+
+    def _group(self, dice: Random) -> None:
+        """Gives each record some leaves, now and then none; some are refused."""
+        sample = 1
+        for records in self.partitions.values():
+            for place, record in enumerate(records):
+                if record.leaves is None:
+                    continue
+                kinds = [dice.random() < 0.9 for _ in range(dice.choice([0, 1, 2, 3, 5, 9]))]
+                leaves = tuple(sample + sum(kinds[:i]) if good else None for i, good in enumerate(kinds))
+                records[place] = replace(record, leaves=leaves)
+                sample += sum(kinds)
 
     @property
     def samples(self) -> int:
         """How many samples there are; their ids are 1 to that."""
-        return sum(record.sample is not None for records in self.partitions.values() for record in records)
+        return sum(
+            leaf is not None
+            for records in self.partitions.values()
+            for record in records
+            for leaf in record.leaves or ()
+        )
+
+    def leaves(self, span: Span) -> Iterator[int | None]:
+        """What a span holds: ids of samples, and None for each leaf or record that is refused."""
+        for record in self.span(span.partition, span.first, span.next_record):
+            if record.leaves is None:
+                yield from [None] * span.holds(record.offset, None)
+            for leaf, sample in enumerate(record.leaves or ()):
+                if span.holds(record.offset, leaf):
+                    yield sample
 
     def span(self, partition: str, first: int, next_: int) -> Iterator[Record]:
         """The records from `first` to `next_` (exclusive)."""
@@ -156,14 +188,28 @@ class SimulatedSource:
 
 def decoded(partition: str, first: int, next_: int, records: list[Record]) -> DecodedChunk:
     """The chunk as the decoder hands it on."""
-    good = [record for record in records if record.sample is not None]
-    bad = tuple(
-        BadSample("json", "no sample", partition=partition, offset=record.offset)
+    places = [
+        (record.offset, leaf, sample, leaf + 1 == len(record.leaves))
         for record in records
-        if record.sample is None
+        if record.leaves is not None
+        for leaf, sample in enumerate(record.leaves)
+    ]
+    refused = [(record.offset, None) for record in records if record.leaves is None]
+    refused += [(offset, leaf) for offset, leaf, sample, _ in places if sample is None]
+    good = [place for place in places if place[2] is not None]
+    return DecodedChunk(
+        partition,
+        first,
+        next_,
+        np.array([offset for offset, *_ in good], np.int64),
+        np.array([leaf for _, leaf, *_ in good], np.int64),
+        np.array([last for *_, last in good], np.bool_),
+        batch_of([sample for _, _, sample, _ in good]),  # type: ignore[misc]
+        tuple(
+            BadSample("json", "no sample", partition=partition, offset=offset, leaf=leaf)
+            for offset, leaf in sorted(refused, key=lambda place: (place[0], place[1] or 0))
+        ),
     )
-    offsets = np.array([record.offset for record in good], np.int64)
-    return DecodedChunk(partition, first, next_, offsets, batch_of([r.sample for r in good]), bad)  # type: ignore[misc]
 
 
 def batch_of(samples: list[int]) -> SampleBatch:

@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 
 from streamtrain.errors import BadSample, SourceError
 from streamtrain.samples.batch import Ragged, SampleBatch
-from streamtrain.samples.decoder import DecodedChunk
+from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
-from streamtrain.samples.positions import PositionTracker
+from streamtrain.samples.positions import LeavesLearned, PositionTracker
 from streamtrain.sources import Gap, Span
+
+LEAVES = {"s": "s", "3": "sss", "m": "sbs", "t": "bsb", "x": "bb", "0": ""}
+"""Records of several leaves, good and bad ones, and one of none."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Records of a partition: per offset from `first` on, `s` a sample, `b` a bad record, `-` nothing."""
+    """Records of a partition: per offset from `first` on what `LEAVES` says, or `b` a bad record, `-` nothing."""
 
     partition: str
     first: int
@@ -32,9 +35,20 @@ class Run:
             Run(self.partition, self.first + at, self.records[at:]),
         ]
 
+    def places(self) -> list[tuple[int, int | None, bool, str]]:
+        """Per leaf: offset, number (None: the record), whether it is the last of its record, `s` or `b`."""
+        found: list[tuple[int, int | None, bool, str]] = []
+        for offset, record in enumerate(self.records, self.first):
+            if record == "b":
+                found.append((offset, None, True, "b"))
+            leaves = LEAVES.get(record, "")
+            found += [(offset, leaf, leaf + 1 == len(leaves), kind) for leaf, kind in enumerate(leaves)]
+        return found
+
     def decoded(self) -> DecodedChunk:
         """Each sample's ids are its own offset, as often as the offset modulo 3."""
-        offsets = np.array([self.first + i for i, kind in enumerate(self.records) if kind == "s"], np.int64)
+        good = [place for place in self.places() if place[3] == "s"]
+        offsets = np.array([offset for offset, *_ in good], np.int64)
         size = len(offsets)
         lengths = offsets % 3
         ids = Ragged(np.repeat(offsets, lengths).astype(np.uint64), np.concatenate([[0], np.cumsum(lengths)]))
@@ -45,15 +59,21 @@ class Run:
             offsets.reshape(-1, 1).astype(np.float32),
             np.ones(size, np.float32),
             offsets,
-            offsets,
+            np.array([leaf for _, leaf, *_ in good], np.int64),
         )
-        bad = [
-            BadSample("json", "bad", partition=self.partition, offset=self.first + i)
-            for i, kind in enumerate(self.records)
-            if kind == "b"
-        ]
         return DecodedChunk(
-            self.partition, self.first, self.first + len(self.records), offsets, batch, tuple(bad)
+            self.partition,
+            self.first,
+            self.first + len(self.records),
+            offsets,
+            batch.record_time_ms,
+            np.array([last for _, _, last, _ in good], np.bool_),
+            batch,
+            tuple(
+                BadSample("json", "bad", partition=self.partition, offset=offset, leaf=leaf)
+                for offset, leaf, _, kind in self.places()
+                if kind == "b"
+            ),
         )
 
 
@@ -64,10 +84,15 @@ def streams(draw: st.DrawFn) -> list[Run]:
     runs = []
     for _ in range(draw(st.integers(0, 8))):
         partition = draw(st.sampled_from(["a", "b"]))
-        records = draw(st.text("sssb-", max_size=12))
+        records = draw(st.text("sssb-3mtx0", max_size=12))
         runs.append(Run(partition, ends[partition], records))
         ends[partition] += len(records)
     return runs
+
+
+def places_of(batch: SampleBatch) -> list[tuple[int, int]]:
+    """(offset, leaf) of each sample."""
+    return list(zip(batch.event_time_ms.tolist(), batch.record_time_ms.tolist()))
 
 
 def minibatches(runs: list[Run], batch_size: int) -> list[Minibatch]:
@@ -88,8 +113,8 @@ def minibatches(runs: list[Run], batch_size: int) -> list[Minibatch]:
 def test_every_sample_is_in_one_minibatch_in_order(runs: list[Run], batch_size: int) -> None:
     found = minibatches(runs, batch_size)
     expected = [run.decoded() for run in runs]
-    assert [t for m in found for t in m.batch.event_time_ms.tolist()] == [
-        o for c in expected for o in c.offsets.tolist()
+    assert [place for m in found for place in places_of(m.batch)] == [
+        place for c in expected for place in zip(c.offsets.tolist(), c.leaves.tolist())
     ]
     assert [i for m in found for i in m.batch.ids["id"].values.tolist()] == [
         i for c in expected for i in c.batch.ids["id"].values.tolist()
@@ -103,22 +128,26 @@ def test_every_sample_is_in_one_minibatch_in_order(runs: list[Run], batch_size: 
 
 @given(streams(), st.integers(1, 6))
 def test_spans_hold_every_record_once_and_say_how_many_samples(runs: list[Run], batch_size: int) -> None:
-    kinds = {(run.partition, run.first + i): kind for run in runs for i, kind in enumerate(run.records)}
+    kinds = {(run.partition, offset, leaf): kind for run in runs for offset, leaf, _, kind in run.places()}
+    ends = {run.partition: (run.first + len(run.records), 0) for run in runs if run.records}
     tracker = PositionTracker({run.partition: run.first for run in reversed(runs)}, sequential=False)
     for minibatch in minibatches(runs, batch_size):
         tracker.advance(minibatch.spans)
         held = [
-            (span, kinds.pop((span.partition, offset)))
+            (span, kinds.pop(place))
             for span in minibatch.spans
-            for offset in range(span.first, span.next)
+            for place in list(kinds)
+            if place[0] == span.partition and span.holds(*place[1:])
         ]
         for span in minibatch.spans:
             assert span.samples == sum(kind == "s" for holder, kind in held if holder is span)
         assert len(minibatch.bad) == sum(kind == "b" for _, kind in held)
         assert sum(span.samples for span in minibatch.spans) == minibatch.batch.size
         for one, two in zip(minibatch.spans, minibatch.spans[1:]):
-            assert one.partition != two.partition or one.next != two.first
+            assert one.partition != two.partition or one.end != two.begin
     assert not kinds
+    for partition, end in ends.items():
+        assert (tracker.positions[partition], tracker.leaves.get(partition, 0)) == end
 
 
 @given(streams(), st.integers(1, 6), st.data())
@@ -128,7 +157,36 @@ def test_where_chunks_are_cut_makes_no_difference(
     finer = [piece for run in runs for piece in run.cut(data.draw(st.integers(0, len(run.records))))]
     one, two = minibatches(runs, batch_size), minibatches(finer, batch_size)
     assert [m.spans for m in one] == [m.spans for m in two]
-    assert [[b.offset for b in m.bad] for m in one] == [[b.offset for b in m.bad] for m in two]
+    assert [[str(b) for b in m.bad] for m in one] == [[str(b) for b in m.bad] for m in two]
+
+
+@given(streams(), st.integers(1, 6), st.data())
+def test_a_restart_after_any_minibatch_goes_on_with_the_very_next_leaf(
+    runs: list[Run], batch_size: int, data: st.DataObject
+) -> None:
+    undisturbed = minibatches(runs, batch_size)
+    done = data.draw(st.integers(0, len(undisturbed)))
+    tracker = PositionTracker({run.partition: run.first for run in reversed(runs)}, sequential=False)
+    for minibatch in undisturbed[:done]:
+        tracker.advance(minibatch.spans)
+    learned = LeavesLearned(tracker.leaves)
+    again = Minibatcher(batch_size, math.inf)
+    found: list[Minibatch] = []
+    for run in runs:
+        # A source begins with the whole record that the position stands in.
+        skip = min(max(tracker.positions[run.partition] - run.first, 0), len(run.records))
+        rest = run.cut(skip)[1]
+        if rest.records:
+            again.add(learned.leave_out(rest.decoded()), 0.0)
+        while (taken := again.take(0.0)) is not None:
+            found.append(taken)
+    while (taken := again.flush()) is not None:
+        found.append(taken)
+    for minibatch in found:
+        tracker.advance(minibatch.spans)
+    rest_of = undisturbed[done:]
+    assert [p for m in found for p in places_of(m.batch)] == [p for m in rest_of for p in places_of(m.batch)]
+    assert [str(b) for m in found for b in m.bad] == [str(b) for m in rest_of for b in m.bad]
 
 
 def test_a_minibatch_waits_for_its_deadline_and_no_longer() -> None:
@@ -191,6 +249,27 @@ def test_a_gap_moves_a_position_either_way_or_away_and_must_begin_where_it_stand
     tracker.skip([Gap("a", 5, 8, "retention"), Gap("b", 7, 0, "shrunk"), Gap("c", 9, None, "removed")])
     assert tracker.positions == {"a": 8, "b": 0}
     tracker.advance([Span("a", 8, 9, 1), Span("b", 0, 1, 1)])
+
+
+def test_a_span_that_skips_or_repeats_a_leaf_is_refused() -> None:
+    tracker = PositionTracker({"a": 5}, sequential=False, leaves={"a": 2})
+    assert (tracker.positions, tracker.leaves) == ({"a": 5}, {"a": 2})
+    for first_leaf in (0, 1, 3):
+        with pytest.raises(
+            SourceError, match=r"gave records 5( leaf [13])? to 5 leaf 9 where 5 leaf 2 comes next"
+        ):
+            tracker.advance([Span("a", 5, 5, 1, first_leaf, 9)])
+    tracker.advance([Span("a", 5, 5, 3, 2, 5), Span("a", 5, 6, 1, 5, 0)])
+    assert (tracker.positions, tracker.leaves) == ({"a": 6}, {})
+
+
+def test_a_gap_takes_the_rest_of_a_record_with_it() -> None:
+    tracker = PositionTracker({"a": 5}, sequential=False, leaves={"a": 2})
+    learned = LeavesLearned(tracker.leaves)
+    tracker.skip([Gap("a", 5, 9, "retention")])
+    learned.skip([Gap("a", 5, 9, "retention")])
+    assert (tracker.positions, tracker.leaves) == ({"a": 9}, {})
+    assert learned.leave_out(Run("a", 9, "3").decoded()).batch.size == 3
 
 
 def test_only_the_last_partition_keeps_a_position_where_they_follow_one_another() -> None:

@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help setup test demo lint docs lock kuairand bench clean
+.PHONY: help setup test demo lint docs lock kuairand bench bench-peers clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## make .venv with everything that the other targets need
 
@@ -43,6 +43,9 @@ kuairand: setup  ## join the public KuaiRand set (KUAIRAND_DIR) into build/kuair
 
 bench: setup  ## run all benchmarks
 	$(BIN)/python -m benchmarks
+
+bench-peers: setup  ## make the environments of what benchmarks compare with (8 GB; build/peers)
+	$(BIN)/python -m benchmarks.peers
 
 clean:  ## remove what was built, but not .venv
 	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -59,6 +59,7 @@ class Counts:
 
     def admit(self, occurrences: Mapping[int, int], step: int) -> set[int]:
         s = self.settings
+        shares = halved = 0
         while True:
             totals = {id: self.held.get(id, 0) + o for id, o in occurrences.items()}
             admitted = {id for id, total in totals.items() if total >= s.threshold}
@@ -66,7 +67,11 @@ class Counts:
             new = [id for id in totals if id not in admitted and id not in self.held]
             if len(new) <= room or not self.held:
                 break
-            self.halve(list(self.held))
+            shares = shares or max(1, len(self.held) // (2 * (len(new) - room)))
+            first = (2654435769 * step % 2**32) * shares // 2**32
+            for share in range(halved, max(1, 2 * halved)):
+                self.halve([id for id in self.held if in_turn(tag(id), 2**32, first + share, shares)])
+            halved = max(1, 2 * halved)
         for id in admitted:
             self.held.pop(id, None)
         for id, total in totals.items():

@@ -12,11 +12,12 @@ from streamtrain.log.record import FilterRows
 from streamtrain.sparse.index import Index
 from streamtrain.sparse.lifecycle_settings import CountAdmission
 from streamtrain.sparse.memory import reserve
-from streamtrain.sparse.turns import rows_in_turn
+from streamtrain.sparse.turns import TAGS, rows_in_turn
 
 __all__ = ["ExactAdmission", "TouchedIds"]
 
 COUNT_MAX = 2**32 - 1
+GOLDEN = 0x9E3779B9  # 2^32 / golden ratio, odd
 COUNT_BYTES = 4
 NO_IDS = np.empty(0, np.uint64)
 
@@ -25,8 +26,12 @@ class ExactAdmission:
     """See `Admission`.
 
     An id that has come c times and occurs o times now is admitted where c + o >= threshold, and forgotten; else it is
-    remembered with c + o, up to 2^32 - 1. Where the new ids of a minibatch find no room, all counts are halved, and those
-    at 0 forgotten, until they do; if nothing is left to forget, the first `ids_max` of them are counted and the others not.
+    remembered with c + o, up to 2^32 - 1. Where m new ids of a minibatch find no room, counts are halved, and those at 0
+    forgotten, a share of the n ids after the other until they do, in the order of tags (sparse/turns.py): one share of
+    max(1, floor(n / 2 m)), then as many again as were halved, and so on. The first is the one in which the tag
+    2654435769 * step mod 2^32 lies. So a step looks at about twice as many ids as it needs places, and steps look all
+    over the tags evenly (Knuth, TAOCP 3, section 6.4, theorem S). If nothing is left to forget, the first `ids_max` of the
+    new ids are counted and the others not.
     """
 
     def __init__(self, settings: CountAdmission, table: str) -> None:
@@ -47,18 +52,23 @@ class ExactAdmission:
 
     def admit(self, ids: NDArray[np.uint64], occurrences: NDArray[np.uint32], step: int) -> NDArray[np.bool_]:
         self._journal, self._halvings_before = [], self._halvings
+        shares = halved = 0
         while True:
             before = self._get(ids)
             totals = np.minimum(before.astype(np.uint64) + occurrences, COUNT_MAX).astype(np.uint32)
             admitted: NDArray[np.bool_] = totals >= self._threshold
             room = self._ids_max - len(self._index) + np.count_nonzero(admitted & (before > 0))
-            crowded = np.count_nonzero(~admitted & (before == 0)) > room
-            if not crowded or not len(self._index):
+            lacking = np.count_nonzero(~admitted & (before == 0)) - room
+            if lacking <= 0 or not len(self._index):
                 break
-            self._halve(self._index.live_rows())
+            shares = shares or max(1, len(self._index) // (2 * int(lacking)))
+            first = share_in_turn(shares, step)
+            for share in range(halved, max(1, 2 * halved)):
+                self._halve(rows_in_turn(self._index, first + share, shares))
+            halved = max(1, 2 * halved)
             self._halvings += 1
         counted = ~admitted
-        if crowded:
+        if lacking > 0:
             counted &= np.cumsum(counted) <= room
         self._write(ids[admitted & (before > 0)], None)
         self._write(ids[counted], totals[counted])
@@ -136,6 +146,11 @@ class ExactAdmission:
 
     def _erase(self, ids: NDArray[np.uint64]) -> None:
         self._index.erase(ids)
+
+
+def share_in_turn(shares: int, step: int) -> int:
+    """Which of the shares of all tags is the first to be halved at `step`."""
+    return (step * GOLDEN % TAGS) * shares // TAGS
 
 
 class TouchedIds:

@@ -44,8 +44,8 @@ class CountAdmission(Settings):
     threshold: int = Field(ge=2, lt=2**32)
     """Occurrences, that of the sample included, from which on an id has a row."""
     ids_max: int = Field(default=16_777_216, ge=1, le=1_000_000_000)
-    """Bound on ids that are counted at once, of 24 to 40 bytes each. When it is reached all counts are halved and those
-    that are 0 then are forgotten."""
+    """Bound on ids that are counted at once, of 24 to 40 bytes each. Where it is reached counts are halved, a share after
+    the other, and those that are 0 then are forgotten, until there is room."""
     halve_every_steps: Steps | None = None
     """All counts are halved once in so many steps, a share of them each step. Default: never."""
 

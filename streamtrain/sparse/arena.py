@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
+from streamtrain.sparse.copies import Copies
 from streamtrain.sparse.jit import kernel, prefetch_row
 from streamtrain.sparse.memory import as_input, give_back, reserve
 
@@ -34,11 +35,19 @@ class Arena:
         """Bytes of one row."""
         return self.words.itemsize * self.words.shape[1]
 
-    def gather(self, ids: NDArray[np.uint64], rows: NDArray[np.int32]) -> TableRows:
-        """A copy of `rows`, which hold `ids`."""
+    def gather(
+        self, ids: NDArray[np.uint64], rows: NDArray[np.int32], memory: Copies | None = None
+    ) -> TableRows:
+        """A copy of `rows`, which hold `ids`; in `memory` where the caller has one."""
         count = len(rows)
-        weights, slots = np.empty((count, self.dim), np.float32), np.empty((count, self.slots), np.float32)
-        counts, last_steps = np.empty(count, np.uint32), np.empty(count, np.uint32)
+        weights, slots, counts, last_steps = (memory or Copies()).empty(
+            [
+                ((count, self.dim), np.float32),
+                ((count, self.slots), np.float32),
+                ((count,), np.uint32),
+                ((count,), np.uint32),
+            ]
+        )
         gather(self.words, self.bits, rows, weights, slots, counts, last_steps)
         return TableRows(ids, weights, slots, counts, last_steps)
 

@@ -147,7 +147,9 @@ class Index:
 
     def ids_of(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
         """The ids (`[N]` uint64) of rows in use (`[N]` int32)."""
-        return self.row_ids[rows]
+        ids = np.empty(len(rows), np.uint64)
+        probing.ids_at(self.row_ids, as_input(rows, np.int32), ids)
+        return ids
 
     def live_rows(self) -> NDArray[np.int32]:
         """The rows in use (`[len(self)]` int32), ascending."""

@@ -36,6 +36,7 @@ __all__ = [
     "erase",
     "find",
     "find_or_insert",
+    "ids_at",
     "live_rows",
     "run_end",
     "unite",
@@ -414,6 +415,14 @@ def run_end(slots: NDArray[np.uint64], first: int) -> int:
     while slots[at] != EMPTY:
         at += 1
     return at
+
+
+@kernel
+def ids_at(row_ids: NDArray[np.uint64], rows: NDArray[np.int32], ids: NDArray[np.uint64]) -> None:
+    """Overwrites `ids` (`[N]` uint64) with the ids of `rows` (`[N]` int32, read-only, none below 0)."""
+    for i in range(rows.size):
+        prefetch(row_ids, np.int64(rows[min(i + NEAR, rows.size - 1)]), 0)
+        ids[i] = row_ids[rows[i]]
 
 
 @kernel

@@ -50,7 +50,9 @@ class StoredIds:
         """Args: name: the table's; memory_bytes: bound. Raises: ConfigError where there is no address space for it."""
         blocks = max(memory_bytes // BLOCK_BYTES, 1)
         self.memory_bytes, self.complete = blocks * BLOCK_BYTES, False
-        self._blocks = reserve((blocks, BLOCK_BYTES // 8), np.uint64, f"table {name!r}, ids that the store may have,")
+        self._blocks = reserve(
+            (blocks, BLOCK_BYTES // 8), np.uint64, f"table {name!r}, ids that the store may have,"
+        )
         # Setting a bit reads its word before: two threads that did it at once would lose bits.
         self._adding = threading.Lock()
 

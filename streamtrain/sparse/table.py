@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from streamtrain.errors import ConfigError
 from streamtrain.log.record import TableRows
 from streamtrain.sparse.arena import Arena, fill_absent, gather_weights, start_tails
+from streamtrain.sparse.copies import Copies
 from streamtrain.sparse.decay import RowDecay
 from streamtrain.sparse.direct import DirectIndex
 from streamtrain.sparse.dirty import DirtyRows
@@ -84,6 +85,7 @@ class EmbeddingTable:
             self._index = DirectIndex(label, hashing.sizes)
         self._absent = None if unadmitted is None else self._shared_vector(unadmitted)
         self._arena = Arena(label, dim, self.slots, rows_max)
+        self._copies = Copies()
         self._decay = None
         if decay is not None:
             self._decay = RowDecay(decay, 0 if optimizer is None else statistics_of(optimizer, dim))
@@ -292,7 +294,7 @@ class EmbeddingTable:
         """
         rows = self._dirty.take()
         ids = self._index.ids_of(rows)
-        values = self._arena.gather(ids, rows)
+        values = self._arena.gather(ids, rows, self._copies)
         if not len(self._removed):
             return values
         removed = self._removed.ids()

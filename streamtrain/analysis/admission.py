@@ -77,7 +77,7 @@ def _bloom(rule: CountingBloomAdmission, snapshot: Snapshot) -> Waiting:
     counters = size.blocks * COUNTERS
     # With one counter left at 0 it would have been this many.
     empty = max(1 - used / counters, 1 / counters)
-    ids = -counters / size.hashes * math.log(empty)
+    ids = counters / size.hashes * math.log(1 / empty)
     return Waiting(
         rule.kind,
         rule.threshold,

@@ -120,10 +120,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         return [f"{found['name']} ({found['model_id']}): an empty log"]
     lines = [
         f"{found['name']} ({found['model_id']})",
-        *(
-            f"migrated   from model {m['model_id']} as of its epoch {m['epoch']}: {'; '.join(m['changes'])}"
-            for m in found["migrated"]
-        ),
+        *(line for move in found["migrated"] for line in _migrated(move)),
         f"epoch      {found['epoch']}, committed {_time(found['committed_at_ms'])}",
         f"samples    {found['samples']:,} learned in {found['steps']:,} steps, {found['bad_samples']:,} records refused",
         *_outside(found),
@@ -151,14 +148,19 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines.append("newest epochs")
     for epoch in found["lineage"]:
         span = epoch["event_time_ms"]
-        events = "no samples" if span is None else f"events {_time(span[0])} to {_time(span[1])}"
-        more = f", {epoch['quarantined_samples']:,} quarantined" if epoch["quarantined_samples"] else ""
+        more = "" if span is None else f", events {_time(span[0])} to {_time(span[1])}"
+        more += f", {epoch['quarantined_samples']:,} quarantined" if epoch["quarantined_samples"] else ""
         if epoch["restores"] is not None:
             more += f", restores epoch {epoch['restores']}, {epoch['undone_samples']:,} samples undone"
         lines.append(
-            f"  {epoch['epoch']}: {epoch['samples']:,} samples, {epoch['bytes'] / 1e3:,.0f} kB, {events}{more}"
+            f"  {epoch['epoch']}: {epoch['samples']:,} samples, {epoch['bytes'] / 1e3:,.0f} kB{more}"
         )
     return lines
+
+
+def _migrated(move: dict[str, Any]) -> list[str]:
+    changes = [f"  {change}" for change in move["changes"]]
+    return [f"migrated   from model {move['model_id']} as of its epoch {move['epoch']}", *changes]
 
 
 def _outside(found: dict[str, Any]) -> list[str]:

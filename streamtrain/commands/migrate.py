@@ -62,7 +62,10 @@ def _lines(migration: Migration) -> list[str]:
     lines = ["changes", *(f"  {change}" for change in migration.changes), "tables"]
     for table in migration.tables:
         left = f", {table.lost:,} left behind" if table.lost else ""
-        lines.append(f"  {table.table}: {_FATES[table.fate]}, {table.rows:,} rows carried over{left}")
+        waiting = f", {_FILTERS[table.filter]}" if table.filter else ""
+        lines.append(
+            f"  {table.table}: {_FATES[table.fate]}, {table.rows:,} rows carried over{left}{waiting}"
+        )
     lines.append("dense parameters")
     for fate, names in (
         ("as they were", dense.kept),
@@ -84,4 +87,9 @@ _FATES = {
     "new": "new",
     "dropped": "dropped",
     "begun": "begun anew, because its ids stand for other rows now",
+}
+
+_FILTERS = {
+    "kept": "ids without a row wait on",
+    "begun": "ids without a row are counted anew",
 }

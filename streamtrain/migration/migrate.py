@@ -45,12 +45,14 @@ class TableMove:
         because its ids stand for something else now.
       rows: rows carried over.
       lost: rows left behind.
+      filter: of a table that had ids wait for admission: whether they wait on (`kept`) or their counts begin anew (`begun`).
     """
 
     table: str
     fate: str
     rows: int
     lost: int
+    filter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,13 @@ def plan(job: Job, log: LogReader, epoch: int | None = None) -> Migration:
         if carried is not None:
             tables[name] = carried
     filtered = _same_admission(before, job)
+    had = {*folded.filters, *(name.partition("/")[0] for name in folded.rules)}
+    moves = [
+        replace(move, filter="kept" if move.table in filtered else "begun")
+        if move.table in had and move.table in job.tables
+        else move
+        for move in moves
+    ]
     dense = moved(folded.dense, before, job)
     record = replace(
         folded,

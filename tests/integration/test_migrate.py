@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from streamtrain.log.files import Files
 from streamtrain.log.fold import fold
 from streamtrain.log.readers import Holding
 from streamtrain.log.recovery import recover
+from streamtrain.log.verify import verify
 from streamtrain.migration.migrate import migrate, plan
 from streamtrain.serving import Follower
 from tests.daemon import Daemon, inspected, streamtrain
@@ -70,7 +75,8 @@ def test_a_model_goes_on_under_other_settings_and_its_follower_goes_over(tmp_pat
     found = inspected(tmp_path / "model2")
     assert (found["epoch"], found["samples"], found["bad_samples"]) == (0, 1000, 0)
     assert found["migrated"][0]["model_id"] == inspected(tmp_path / "model")["model_id"]
-    assert "migrated   from model" in streamtrain("inspect", tmp_path / "model2").stdout
+    told = streamtrain("inspect", tmp_path / "model2").stdout
+    assert "migrated   from model" in told and "\n  tables.main.dim: 4 -> 6\n" in told
     assert found["tables"]["main"]["rows"] == inspected(tmp_path / "model")["tables"]["main"]["rows"]
 
     # The old follower serves what it has until the new model's base is there, then that.
@@ -169,6 +175,74 @@ def test_a_migration_that_fails_leaves_nothing_that_a_daemon_would_take_for_a_ne
     assert sorted(p.name for p in tmp_path.iterdir() if "model" in p.name) == ["model"]
 
 
+# Each child is a copy of a process that has planned the migration, and dies by a signal of its own before its nth change.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from streamtrain.config import load_job
+from streamtrain.log.epoch_log import EpochLog
+from streamtrain.log.files import Files
+from streamtrain.migration.migrate import migrate, plan
+from tests.unit.log.test_faults import MUTATIONS
+
+class Deadly(Files):
+    left = 0
+    def __getattribute__(self, name):
+        if name in MUTATIONS:
+            if Deadly.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            Deadly.left -= 1
+        return super().__getattribute__(name)
+
+job, log = load_job(sys.argv[1], {}), EpochLog.open(sys.argv[2])
+planned = plan(job, log)
+while True:
+    child = os.fork()
+    if not child:
+        migrate(job, log, planned, "a test", Deadly())
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(code, Path(job.log.path).exists(), flush=True)
+    if code == 0 or sys.stdin.readline() != "on\\n":
+        break
+    Deadly.left += 1
+"""
+
+
+def test_a_migration_killed_at_any_call_leaves_a_whole_model_or_none(tmp_path: Path) -> None:
+    write(tmp_path / "samples.jsonl", samples(64))
+    learn(config(tmp_path))
+    job, before = new_config(tmp_path), inspected(tmp_path / "model")
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(job), str(tmp_path / "model")],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        seen = []
+        while True:
+            code, there = process.stdout.readline().split()
+            seen.append((int(code), there == "True"))
+            made = EpochLog.open(tmp_path / "model2") if seen[-1][1] else None
+            assert made is None or (made.head() == 0 and verify(made.path).ok)
+            if code == "0":
+                break
+            if made is not None:
+                shutil.rmtree(made.path)
+            process.stdin.write("on\n")
+            process.stdin.flush()
+    assert seen[-1] == (0, True) and len(seen) > 10
+    assert {code for code, _ in seen[:-1]} == {-signal.SIGKILL} and [there for _, there in seen[:2]] == [
+        False
+    ] * 2
+    # Only the sync of the directory comes behind the rename that puts the log in place.
+    assert [there for _, there in seen].count(True) == 2
+    assert inspected(tmp_path / "model") == before
+    assert inspected(tmp_path / "model2")["samples"] == 64
+
+
 def test_ids_go_on_waiting_for_admission_where_its_rule_stays_and_begin_anew_where_it_changes(
     tmp_path: Path,
 ) -> None:
@@ -177,14 +251,18 @@ def test_ids_go_on_waiting_for_admission_where_its_rule_stays_and_begin_anew_whe
     learn(config(tmp_path, text=waiting))
     log = EpochLog.open(tmp_path / "model")
     moved = waiting.replace('"{folder}/model"', '"{folder}/model2"').replace("dim = 4\n", "dim = 5\n")
-    record = plan(load_job(new_config(tmp_path, moved), {}), log).record
+    kept_on = plan(load_job(new_config(tmp_path, moved), {}), log)
+    record = kept_on.record
     counts = fold_filters(log)
     assert counts, "some ids are still waiting"
     kept = record.filters["main"]
     assert dict(zip(kept.ids.tolist(), map(bytes, kept.values), strict=True)) == counts
     stricter = load_job(new_config(tmp_path, moved.replace("threshold = 4", "threshold = 5")), {})
-    changed = plan(stricter, log).record
-    assert "main" not in changed.filters and len(changed.tables["main"].ids) == len(record.tables["main"].ids)
+    for job in (stricter, load_job(new_config(tmp_path, moved.replace("seed = 7", "seed = 8")), {})):
+        begun = plan(job, log)
+        assert "main" not in begun.record.filters
+        assert len(begun.record.tables["main"].ids) == len(record.tables["main"].ids)
+        assert [kept_on.tables[0].filter, begun.tables[0].filter] == ["kept", "begun"]
 
 
 def fold_filters(log: EpochLog) -> dict[int, bytes]:

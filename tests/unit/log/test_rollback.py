@@ -172,6 +172,6 @@ def test_the_command_says_what_it_did_and_what_the_log_says_after(
     assert main(["inspect", str(log.path)]) == 0
     said = capsys.readouterr().out
     assert "undone     50 samples, by rollbacks" in said
-    assert "no samples, restores epoch 2, 30 samples undone" in said
+    assert " kB, restores epoch 2, 30 samples undone" in said
     assert main(["rollback", str(log.path), "9"]) == 1
     assert "EpochMissing" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import TableFull
 from streamtrain.sparse import probing
+from streamtrain.sparse.crew import pieces, share
 from streamtrain.sparse.memory import as_input, give_back, populate, reserve
 
 __all__ = ["SLOTS_MIN", "IdSet", "Index"]
@@ -65,8 +66,13 @@ class Index:
 
     def find(self, ids: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Each id's row (`[N]` int32), or -1 where it is not there."""
-        rows = np.empty(len(ids), np.int32)
-        probing.find(as_input(ids, np.uint64), self._slots, self._state, self.row_ids, rows)
+        ids, rows = as_input(ids, np.uint64), np.empty(len(ids), np.int32)
+        share(
+            lambda first, end: probing.find(
+                ids[first:end], self._slots, self._state, self.row_ids, rows[first:end]
+            ),
+            pieces(len(ids)),
+        )
         return rows
 
     def find_or_insert(

@@ -9,6 +9,7 @@ from streamtrain.errors import ConfigError
 from streamtrain.log.record import TableRows
 from streamtrain.sparse.arena import Arena, fill_absent, gather_weights, start_tails
 from streamtrain.sparse.copies import Copies
+from streamtrain.sparse.crew import pieces, share
 from streamtrain.sparse.decay import RowDecay
 from streamtrain.sparse.direct import DirectIndex
 from streamtrain.sparse.dirty import DirtyRows
@@ -177,6 +178,9 @@ class EmbeddingTable:
 
         Those below 0 get what unadmitted ids share; in a table without admission, any values.
         """
+        share(lambda first, end: self._gather(rows[first:end], vectors[first:end]), pieces(len(rows)))
+
+    def _gather(self, rows: NDArray[np.int32], vectors: NDArray[np.float32]) -> None:
         gather_weights(self._arena.words, rows, vectors)
         if self._decay is not None:
             self._decay.fade(vectors, self._arena.bits, rows, self._step)
@@ -199,7 +203,12 @@ class EmbeddingTable:
         Raises:
           TableFull: the table has no room. It stays consistent; some of the ids are in it.
         """
-        return self._claim(as_input(ids, np.uint64), None)[0]
+        # Threads find together; to insert is for one, and in the steady state there is little of it.
+        rows = self.find(ids)
+        absent = np.flatnonzero(rows < 0)
+        if len(absent):
+            rows[absent] = self._claim(as_input(ids[absent], np.uint64), None)[0]
+        return rows
 
     def withdraw(self, ids: NDArray[np.uint64]) -> None:
         """Takes rows back that were inserted and never learned, of which no cut has told."""
@@ -271,10 +280,17 @@ class EmbeddingTable:
         if len(rows) > len(self._before):
             self._before = self._row_copies(len(rows))
             self._unfaded = self._before if self._decay is None else self._row_copies(len(rows))
-        words, bits = self._arena.words, self._arena.bits
-        if self._decay is not None:
-            self._decay.fade_rows(words, bits, self.dim, rows, step, self._unfaded)
-        return self._optimizer.update(words, bits, rows, gradients, occurrences, last_step, self._before)
+        words, bits, optimizer = self._arena.words, self._arena.bits, self._optimizer
+
+        def update(first: int, end: int) -> bool:
+            own, before = rows[first:end], self._before[first:end]
+            if self._decay is not None:
+                self._decay.fade_rows(words, bits, self.dim, own, step, self._unfaded[first:end])
+            return optimizer.update(
+                words, bits, own, gradients[first:end], occurrences[first:end], last_step, before
+            )
+
+        return all(share(update, pieces(len(rows))))
 
     def _row_copies(self, count: int) -> NDArray[np.uint32]:
         return np.empty((1 << (count - 1).bit_length() if count else 0, self._arena.bits.shape[1]), np.uint32)

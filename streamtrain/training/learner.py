@@ -20,6 +20,7 @@ from streamtrain.log.recovery import Timed
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.minibatch import Minibatch
 from streamtrain.sources import DataLoss
+from streamtrain.sparse.crew import set_threads
 from streamtrain.sparse.net import SparseNet
 from streamtrain.trace import SILENT, Spans
 from streamtrain.training.epochs import EpochBuilder
@@ -46,6 +47,7 @@ class Learner:
 
     def __init__(self, job: Job) -> None:
         layout = job.layout
+        set_threads(job.training.threads)
         self.layout = layout
         self._no_rows = partial(SparseNet, layout, job.tables, job.seed)
         self.sparse = self._no_rows()

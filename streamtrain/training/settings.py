@@ -33,6 +33,9 @@ class TrainingSettings(Settings):
     wait for the trainer, reading waits; then partitions pause."""
     window_samples: int = Field(default=50_000, ge=100, le=1_000_000_000)
     """Samples a window of prequential evaluation."""
+    threads: int = Field(default=2, ge=1, le=64)
+    """Threads that share the rows of a minibatch, the trainer's among them: as many as there are cores to spare. What is
+    learned is the same, bit for bit, for any number."""
     stop_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """On SIGTERM: how long the last epoch and the views of the log may take."""
     quarantine_max: int = Field(default=10, ge=0, le=1_000_000)

@@ -139,7 +139,10 @@ class _Own(_Stateless):
 
     def __init__(self, settings: OwnAdmission, seed: int, table: str) -> None:
         self._name = f"tables.{table}.admission: {settings.kind}"
-        made = plugins.load("admissions", settings.kind)
+        try:
+            made = plugins.load("admissions", settings.kind)
+        except ConfigError as error:
+            raise ConfigError(f"tables.{table}.admission: {error}") from error
         with plugins.blamed(ConfigError, f"{self._name}: making it"):
             try:
                 self._rule: OwnRule = made(table, seed, **(settings.model_extra or {}))

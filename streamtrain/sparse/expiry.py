@@ -47,7 +47,10 @@ def rule_of(settings: Expiry, table: str) -> ExpiryRule | None:
     """The user's rule. Raises ConfigError where it cannot be loaded."""
     if settings.rule is None:
         return None
-    rule = plugins.load("expiry rules", settings.rule)
+    try:
+        rule = plugins.load("expiry rules", settings.rule)
+    except ConfigError as error:
+        raise ConfigError(f"tables.{table}.expiry.rule: {error}") from error
     if not callable(rule):
         raise ConfigError(f"tables.{table}.expiry.rule: {settings.rule} is no function")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from streamtrain.settings import Settings
 
@@ -26,7 +27,15 @@ STEPS_MAX = 2**31 - 1
 Unadmitted = Literal["initial", "zero"]
 
 Steps = Annotated[int, Field(ge=1, le=STEPS_MAX)]
-Path = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+
+
+def _names_an_object(path: str) -> str:
+    if not re.fullmatch(r"[\w.]+:\w+", path):
+        raise ValueError("write it as module:name, such as my_rules:weak_and_rare")
+    return path
+
+
+Path = Annotated[str, AfterValidator(_names_an_object)]
 
 
 class NoAdmission(Settings):
@@ -84,9 +93,12 @@ class OwnAdmission(Settings):
     """`module:Class`."""
 
 
+_OWN = "module:Class"
+
+
 def _kind_of(value: Any) -> str:
     kind = value.get("kind", "none") if isinstance(value, dict) else getattr(value, "kind", "")
-    return "own" if ":" in str(kind) else str(kind)
+    return _OWN if ":" in str(kind) else str(kind)
 
 
 AnyAdmission = Annotated[
@@ -94,7 +106,7 @@ AnyAdmission = Annotated[
     | Annotated[CountAdmission, Tag("count")]
     | Annotated[CountingBloomAdmission, Tag("counting_bloom")]
     | Annotated[ProbabilityAdmission, Tag("probability")]
-    | Annotated[OwnAdmission, Tag("own")],
+    | Annotated[OwnAdmission, Tag(_OWN)],
     Discriminator(_kind_of),
 ]
 

@@ -349,9 +349,10 @@ FAULTY = f"{__name__}:Faulty"
     [
         ({"admission": {"kind": "count", "threshold": 1}}, "threshold"),
         ({"admission": {"kind": "counting_bloom", "threshold": 256, "expected_ids": 5}}, "threshold"),
-        ({"admission": {"kind": "often"}}, "none"),
+        ({"admission": {"kind": "often"}}, "expected tags: 'none', .*'module:Class'"),
+        ({"admission": {"kind": "my_rules:Often!"}}, "write it as module:name"),
         ({"expiry": {"sweep_steps": 5}}, "name at least one of after_steps, norm_min and rule"),
-        ({"expiry": {"rule": "nowhere"}}, "rule"),
+        ({"expiry": {"rule": "nowhere"}}, "write it as module:name"),
         ({"decay": {"every_steps": 5}}, "set weights or slots below 1"),
         ({"decay": {"every_steps": 5, "weights": 0.5}, "optimizer": Ftrl(kind="ftrl")}, "let decay.slots"),
     ],
@@ -364,7 +365,8 @@ def test_settings_that_cannot_work_are_refused_with_words(options: Any, text: st
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"admission": {"kind": "no.such:Rule"}}, "cannot load 'no.such:Rule'"),
+        ({"admission": {"kind": "no.such:Rule"}}, r"tables\.t\.admission: cannot load 'no.such:Rule'"),
+        ({"expiry": {"rule": "no.such:rule"}}, r"tables\.t\.expiry\.rule: cannot load 'no.such:rule'"),
         ({"admission": {"kind": OWN, "wanted": 2}}, "tables.t.admission: .*Loyal cannot be made .*'wanted'"),
         ({"expiry": {"rule": f"{__name__}:OWN"}}, "tables.t.expiry.rule: .* is no function"),
         ({"expiry": {"rule": f"{__name__}:weights_only", "sweep_steps": 1}}, "has to return a bool array"),

@@ -1,32 +1,46 @@
-"""How the arrays between the sparse and the dense half are laid out: which slot is which columns."""
+"""How the arrays between the sparse and the dense half are laid out: which slot is which columns.
+
+Where samples are grouped there is an array a level: what a node holds crosses once, however many samples are under it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from streamtrain.errors import ConfigError
-from streamtrain.samples.schema import BucketSlot, CrossSlot, DenseSlot, Schema, SequenceSlot, SparseSlot
+from streamtrain.samples.schema import (
+    LEAF,
+    BucketSlot,
+    CrossSlot,
+    DenseSlot,
+    Schema,
+    SequenceSlot,
+    SparseSlot,
+)
 
-__all__ = ["DenseColumns", "Layout", "PooledColumns", "Sequence"]
+__all__ = ["FLAT", "DenseColumns", "Layout", "PooledColumns", "Sequence", "Shared"]
 
 
 @dataclass(frozen=True, slots=True)
 class PooledColumns:
-    """Slot `name` fills columns `start` to `start + dim` of the pooled array, from `table`, by `pooling`."""
+    """Slot `name` fills columns `start` to `start + dim` of its level's pooled array, from `table`, by `pooling`."""
 
     name: str
     table: str
     pooling: str
     start: int
     dim: int
+    level: str = LEAF
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
     """Slot `name` reaches the model as `[B, length_max, dim]` vectors of `table` and a `[B, length_max]` mask.
 
-    `shares` is the slot whose ids it shares, which a model may compare it with.
+    `shares` is the slot whose ids it shares, which a model may compare it with. Above the leaves' level, its arrays have as
+    many rows as that level has nodes.
     """
 
     name: str
@@ -34,6 +48,7 @@ class Sequence:
     length_max: int
     dim: int
     shares: str | None = None
+    level: str = LEAF
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +60,36 @@ class DenseColumns:
     size: int
 
 
+class Shared(NamedTuple):
+    """What crosses the bridge of the levels above the leaves, the root's first; one array a level in each.
+
+    Attributes:
+      pooled: `[P_l, W_l]` float32, the pooled vectors of the level's slots side by side; of padding nodes zeros.
+      parents: `[P_(l + 1)]` int32, ascending: the node of this level that each row of the next level hangs under, the
+        leaves after the last. A padding row hangs under any node.
+    """
+
+    pooled: tuple[Any, ...] = ()
+    parents: tuple[Any, ...] = ()
+
+
+FLAT = Shared()
+"""Of samples that have no levels above them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The shapes that cross the bridge, derived from the schema and the tables' dims alone."""
+    """The shapes that cross the bridge, derived from the schema and the tables' dims alone.
+
+    Attributes:
+      pooled: the pooled slots, in the schema's order.
+      pooled_width: W, columns of all of them.
+      sequences: the slots whose vectors reach the model one by one, in the schema's order.
+      dense: the slots of floats, in the schema's order.
+      dense_width: F, columns of all of them.
+      labels: in the schema's order.
+      levels: those above the leaves that any pooled slot or sequence belongs to, the root's first.
+    """
 
     pooled: tuple[PooledColumns, ...]
     pooled_width: int
@@ -55,6 +97,11 @@ class Layout:
     dense: tuple[DenseColumns, ...]
     dense_width: int
     labels: tuple[str, ...]
+    levels: tuple[str, ...] = ()
+
+    def width(self, level: str) -> int:
+        """W_l, the columns of a level's pooled array."""
+        return sum(columns.dim for columns in self.pooled if columns.level == level)
 
     @staticmethod
     def of(schema: Schema, dims: Mapping[str, int]) -> Layout:
@@ -70,7 +117,8 @@ class Layout:
         pooled: list[PooledColumns] = []
         sequences: list[Sequence] = []
         dense: list[DenseColumns] = []
-        pooled_width = dense_width = 0
+        widths = {LEAF: 0}
+        dense_width = 0
         used: set[str] = set()
         for name, slot in schema.slots.items():
             if isinstance(slot, DenseSlot):
@@ -79,18 +127,26 @@ class Layout:
                 continue
             table = _table(schema, name, dims)
             used.add(table)
+            level = schema.level(name)
+            start = widths.setdefault(level, 0)
             if isinstance(slot, SequenceSlot) and slot.pooling == "none":
-                sequences.append(Sequence(name, table, slot.length_max, dims[table], slot.shares))
+                sequences.append(Sequence(name, table, slot.length_max, dims[table], slot.shares, level))
             else:
                 assert isinstance(slot, (SparseSlot, SequenceSlot, BucketSlot, CrossSlot))
-                pooled.append(PooledColumns(name, table, slot.pooling, pooled_width, dims[table]))
-                pooled_width += dims[table]
+                pooled.append(PooledColumns(name, table, slot.pooling, start, dims[table], level))
+                widths[level] += dims[table]
         if unused := sorted(set(dims) - used):
             raise ConfigError(
                 f"tables.{unused[0]}: no slot uses this table; remove it or name it in a slot's `table`"
             )
         return Layout(
-            tuple(pooled), pooled_width, tuple(sequences), tuple(dense), dense_width, tuple(schema.labels)
+            tuple(pooled),
+            sum(widths.values()),
+            tuple(sequences),
+            tuple(dense),
+            dense_width,
+            tuple(schema.labels),
+            tuple(level.name for level in schema.levels if level.name in widths),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
@@ -15,13 +15,15 @@ from pydantic import Field, ValidationError
 
 from streamtrain import plugins
 from streamtrain.errors import ConfigError
-from streamtrain.layout import Layout, Sequence
+from streamtrain.layout import FLAT, Layout, Sequence, Shared
+from streamtrain.samples.schema import LEAF
 from streamtrain.settings import Settings
 
 __all__ = [
     "Column",
     "Features",
     "Inputs",
+    "LevelFeatures",
     "Model",
     "ModelSettings",
     "Params",
@@ -55,12 +57,15 @@ class Inputs:
       sequences: by slot, its length_max, dim, table and the slot that it `shares` ids with, if any.
       dense: by dense slot, in the schema's order, its floats.
       labels: names of the labels; L = len(labels) logits a sample are wanted, in this order.
+      levels: for grouped samples, those above the samples that hold anything of these, the root's first.
     """
 
     pooled: dict[str, int]
     sequences: dict[str, Sequence]
     dense: dict[str, int]
     labels: tuple[str, ...]
+    levels: tuple[str, ...] = ()
+    _level: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(layout: Layout) -> Inputs:
@@ -69,7 +74,13 @@ class Inputs:
             {sequence.name: sequence for sequence in layout.sequences},
             {columns.name: columns.size for columns in layout.dense},
             layout.labels,
+            layout.levels,
+            {c.name: c.level for c in layout.pooled} | {s.name: s.level for s in layout.sequences},
         )
+
+    def level(self, slot: str) -> int:
+        """The place of a pooled slot's or sequence's level in `Features.levels`."""
+        return (*self.levels, LEAF).index(self._level.get(slot, LEAF))
 
     @property
     def dense_width(self) -> int:
@@ -94,20 +105,66 @@ class SequenceFeatures(NamedTuple):
     mask: jax.Array
 
 
+class LevelFeatures(NamedTuple):
+    """What the N nodes of one level of grouped samples hold; of the level of the samples, what each has for itself.
+
+    Attributes:
+      pooled: by slot of the level, `[N, dim]` float32.
+      pooled_flat: `[N, W_l]` float32, all of `pooled` side by side.
+      sequences: by slot of the level, each unpooled sequence, with N in place of B.
+    """
+
+    pooled: dict[str, jax.Array]
+    pooled_flat: jax.Array
+    sequences: dict[str, SequenceFeatures]
+
+
 class Features(NamedTuple):
     """A minibatch as `Model.apply` sees it, inside jit.
+
+    A model may look at the first four alone: each sample has all of its features there, grouped or not. One that wants
+    to compute once for all samples of a node what they share begins at `levels`; what it does not look at is not computed.
 
     Attributes:
       pooled: by slot, `[B, dim]` float32, the pooled rows.
       pooled_flat: `[B, W]` float32, all of `pooled` side by side.
       sequences: by slot, each unpooled sequence.
       dense: `[B, F]` float32, the dense slots side by side; F may be 0.
+      levels: the same but for `dense`, level by level, the root's first; the last is that of the samples. Samples that are
+        not grouped have this one only.
+      parents: of each level but the last, `[N_next]` int32, the node that each row of the next level hangs under.
     """
 
     pooled: dict[str, jax.Array]
     pooled_flat: jax.Array
     sequences: dict[str, SequenceFeatures]
     dense: jax.Array
+    levels: tuple[LevelFeatures, ...]
+    parents: tuple[jax.Array, ...]
+
+    def spread(self, x: jax.Array, level: int, to: int) -> jax.Array:
+        """What nodes of a level have, `[N_level, ...]`, for each node of a level below it, `[N_to, ...]`."""
+        for parents in self.parents[level:to]:
+            # Rows are whole and parents ascend, so that the gradient's sums cost as little as a copy.
+            x = x.at[parents].get(mode="clip", indices_are_sorted=True)
+        return x
+
+    def summed(self, terms: SequenceOf[jax.Array | None]) -> jax.Array:
+        """The sum, `[B, ...]`, of what each sample and the nodes above it contribute.
+
+        Args:
+          terms: by level `[N_l, ...]`, or None where it contributes nothing; at least one is not None.
+        """
+        total: jax.Array | None = None
+        for level, term in enumerate(terms):
+            if total is None:
+                total = term
+                continue
+            # One level at a time: two trees' levels meet as close to the root as they can.
+            total = self.spread(total, level - 1, level)
+            total = total if term is None else total + term
+        assert total is not None, "no level contributes anything"
+        return total
 
 
 class Model(ABC):
@@ -184,23 +241,53 @@ def features_of(
     pooled: jax.Array,
     sequences: Mapping[str, tuple[jax.Array, jax.Array]],
     dense: jax.Array,
+    shared: Shared = FLAT,
 ) -> Features:
     """Names the columns of the arrays that cross the bridge.
 
     Args:
       inputs: which slot has how many columns.
-      pooled: `[B, W]` float32.
-      sequences: by slot, `[B, T, D]` vectors and `[B, T]` mask.
+      pooled: `[B, W_leaf]` float32.
+      sequences: by slot, `[N_l, T, D]` vectors and `[N_l, T]` mask.
       dense: `[B, F]` float32.
+      shared: of the levels above the samples.
     """
+    arrays = (*shared.pooled, pooled)
+    levels = tuple(_level_features(inputs, level, array, sequences) for level, array in enumerate(arrays))
+    own = levels[-1]
+    whole = Features(own.pooled, own.pooled_flat, own.sequences, dense, levels, shared.parents)
+    return whole if len(levels) == 1 else _expanded(inputs, whole)
+
+
+def _level_features(
+    inputs: Inputs, level: int, pooled: jax.Array, sequences: Mapping[str, tuple[jax.Array, jax.Array]]
+) -> LevelFeatures:
+    dims = {slot: dim for slot, dim in inputs.pooled.items() if inputs.level(slot) == level}
     # One split, because its gradient is one concatenation; that of slices is a sum of padded arrays, one a slot.
-    ends = np.cumsum(list(inputs.pooled.values()))[:-1].tolist()
-    parts = jnp.split(pooled, ends, axis=1) if inputs.pooled else []
-    return Features(
-        dict(zip(inputs.pooled, parts, strict=True)),
+    parts = jnp.split(pooled, np.cumsum(list(dims.values()))[:-1].tolist(), axis=1) if dims else []
+    return LevelFeatures(
+        dict(zip(dims, parts, strict=True)),
         pooled,
-        {name: SequenceFeatures(vectors, mask) for name, (vectors, mask) in sequences.items()},
-        dense,
+        {name: SequenceFeatures(*pair) for name, pair in sequences.items() if inputs.level(name) == level},
+    )
+
+
+def _expanded(inputs: Inputs, features: Features) -> Features:
+    """The same with everything that nodes hold given to each of their samples."""
+    pooled: dict[str, jax.Array] = {}
+    sequences: dict[str, SequenceFeatures] = {}
+    last = len(features.levels) - 1
+    for index, level in enumerate(features.levels):
+        if level.pooled:
+            spread = features.spread(level.pooled_flat, index, last)
+            ends = np.cumsum([part.shape[1] for part in level.pooled.values()])[:-1].tolist()
+            pooled |= zip(level.pooled, jnp.split(spread, ends, axis=1), strict=True)
+        for name, sequence in level.sequences.items():
+            sequences[name] = SequenceFeatures(*(features.spread(x, index, last) for x in sequence))
+    pooled = {slot: pooled[slot] for slot in inputs.pooled}
+    flat = jnp.concatenate([*pooled.values()], axis=1) if pooled else features.pooled_flat
+    return features._replace(
+        pooled=pooled, pooled_flat=flat, sequences={slot: sequences[slot] for slot in inputs.sequences}
     )
 
 

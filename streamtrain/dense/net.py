@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from numpy.typing import NDArray
 
-from streamtrain.dense.buckets import Program
+from streamtrain.dense.buckets import Program, Shape
 from streamtrain.dense.model import ModelSettings
 from streamtrain.dense.optimizers import AnyDenseOptimizer, DenseAdam, transformation
-from streamtrain.dense.predictor import DensePredictor
+from streamtrain.dense.predictor import DensePredictor, shape_of
 from streamtrain.dense.state import named_arrays, placed
-from streamtrain.layout import Layout
+from streamtrain.layout import FLAT, Layout, Shared
 
 __all__ = ["DenseNet", "StepResult"]
 
@@ -25,13 +25,14 @@ _TINY = 1e-12
 
 
 class StepResult(NamedTuple):
-    """What one step returns. Arrays are read-only and belong to the caller for good; P is the padded size.
+    """What one step returns. Arrays are read-only and belong to the caller for good; P, P_l are padded sizes.
 
     Attributes:
       logits: `[P, L]` float32, from before the step: what prequential evaluation scores. Padding rows mean nothing.
       loss: sum over samples and labels of weight * label weight * loss, from before the step.
-      grad_pooled: `[P, W]` float32, gradient of that sum; 0 in padding rows.
-      grad_sequences: by slot, `[P, T, D]` float32, likewise.
+      grad_pooled: `[P, W_leaf]` float32, gradient of that sum; 0 in padding rows.
+      grad_sequences: by slot, `[P_l, T, D]` float32, likewise.
+      grad_shared: of each of the layout's levels, `[P_l, W_l]` float32, likewise.
       finite: whether the loss, and the parameters and optimizer state that the step leads to, are numbers. Where not,
         nothing was learned, and the other values mean nothing. Gradients of rows are for the rows' optimizer to check.
     """
@@ -40,6 +41,7 @@ class StepResult(NamedTuple):
     loss: float
     grad_pooled: NDArray[np.float32]
     grad_sequences: dict[str, NDArray[np.float32]]
+    grad_shared: tuple[NDArray[np.float32], ...]
     finite: bool
 
 
@@ -81,7 +83,7 @@ class DenseNet:
         self._optimizer = transformation(optimizer or DenseAdam())
         shapes = self._predictor.params_shapes
         self._shapes = {"params": shapes, "optimizer": jax.eval_shape(self._optimizer.init, shapes)}
-        self._program = Program("step", self._step, self._step_shapes)
+        self._program = Program("step", self._step, self._arguments)
         self._state = self._initial(seed)
         # The state from before the last step, so that it can be undone; the price is memory for a second one.
         self._before: Any = None
@@ -92,9 +94,9 @@ class DenseNet:
         return self._program.late + self._predictor.compilations
 
     def warm_up(self) -> None:
-        """Compiles step and prediction for every bucket, so that nothing compiles while samples wait."""
-        for bucket in self._predictor.buckets.sizes:
-            self._program.compile(bucket)
+        """Compiles step and prediction for every shape, so that nothing compiles while samples wait."""
+        for shape in self._predictor.buckets.shapes:
+            self._program.compile(shape)
         self._predictor.warm_up()
 
     def bucket(self, size: int) -> int:
@@ -105,6 +107,10 @@ class DenseNet:
         """
         return self._predictor.bucket(size)
 
+    def nodes(self, bucket: int, counts: Sequence[int]) -> Shape:
+        """The rows to pad levels of `counts` nodes to, the root's first; `bucket` is that of their samples."""
+        return self._predictor.nodes(bucket, counts)
+
     def step(
         self,
         pooled: NDArray[np.float32],
@@ -112,6 +118,7 @@ class DenseNet:
         dense: NDArray[np.float32],
         labels: NDArray[np.float32],
         weights: NDArray[np.float32],
+        shared: Shared = FLAT,
     ) -> StepResult:
         """Scores a padded minibatch, then learns from it, unless that would leave numbers behind that are none.
 
@@ -120,20 +127,21 @@ class DenseNet:
         not depend on how full the minibatch is.
 
         Args:
-          pooled: `[P, W]` float32, contiguous, P a bucket; copied unless aligned to 64 bytes.
-          sequences: by slot, `[P, T, D]` vectors and `[P, T]` mask, float32.
+          pooled: `[P, W_leaf]` float32, contiguous, P a bucket; copied unless aligned to 64 bytes.
+          sequences: by slot, `[P_l, T, D]` vectors and `[P_l, T]` mask, float32.
           dense: `[P, F]` float32.
           labels: `[P, L]` float32 in [0, 1].
           weights: `[P]` float32, >= 0, and 0 in padding rows.
+          shared: of the layout's levels above the samples; rows of `nodes`.
 
         Returns:
           The result; no input is read after that.
         """
-        arguments = (pooled, dict(sequences), dense, labels, weights)
-        state, outputs = self._program.run(len(pooled), self._state, *arguments)
+        arguments = (pooled, dict(sequences), dense, shared, labels, weights)
+        state, outputs = self._program.run(shape_of(pooled, shared), self._state, *arguments)
         # Inputs may have crossed without a copy: the caller may overwrite them once everything has been computed.
         jax.block_until_ready((state, outputs))
-        logits, loss, grad_pooled, grad_sequences, finite = outputs
+        logits, loss, grad_pooled, grad_sequences, grad_shared, finite = outputs
         self._before = self._state
         if finite:
             self._state = state
@@ -142,6 +150,7 @@ class DenseNet:
             float(loss),
             np.asarray(grad_pooled),
             {name: np.asarray(gradient) for name, gradient in grad_sequences.items()},
+            tuple(np.asarray(gradient) for gradient in grad_shared),
             bool(finite),
         )
 
@@ -160,13 +169,14 @@ class DenseNet:
         pooled: NDArray[np.float32],
         sequences: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
         dense: NDArray[np.float32],
+        shared: Shared = FLAT,
     ) -> NDArray[np.float32]:
         """Scores a padded minibatch and learns nothing. Arguments as for `step`.
 
         Returns:
           `[P, L]` float32 logits, read-only.
         """
-        return self._predictor.predict(self._state["params"], pooled, sequences, dense)
+        return self._predictor.predict(self._state["params"], pooled, sequences, dense, shared)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Copies of everything that `load` needs to go on with the same bits.
@@ -200,22 +210,23 @@ class DenseNet:
         pooled: jax.Array,
         sequences: dict[str, tuple[jax.Array, jax.Array]],
         dense: jax.Array,
+        shared: Shared,
         labels: jax.Array,
         weights: jax.Array,
     ) -> tuple[Any, tuple[Any, ...]]:
         vectors = {name: pair[0] for name, pair in sequences.items()}
 
         def total_loss(
-            params: Any, pooled: jax.Array, vectors: dict[str, jax.Array]
+            params: Any, pooled: jax.Array, vectors: dict[str, jax.Array], nodes: tuple[jax.Array, ...]
         ) -> tuple[jax.Array, jax.Array]:
             masked = {name: (vectors[name], mask) for name, (_, mask) in sequences.items()}
-            logits = self._predictor.apply(params, pooled, masked, dense)
+            logits = self._predictor.apply(params, pooled, masked, dense, Shared(nodes, shared.parents))
             losses = self._predictor.loss(logits, labels)
             return jnp.sum(losses * self._label_weights * weights[:, None]), logits
 
-        (loss, logits), (grad_params, grad_pooled, grad_vectors) = jax.value_and_grad(
-            total_loss, argnums=(0, 1, 2), has_aux=True
-        )(state["params"], pooled, vectors)
+        (loss, logits), (grad_params, *gradients) = jax.value_and_grad(
+            total_loss, argnums=(0, 1, 2, 3), has_aux=True
+        )(state["params"], pooled, vectors, shared.pooled)
         scale = 1 / jnp.maximum(jnp.sum(weights), _TINY)
         grad_params = jax.tree.map(lambda gradient: gradient * scale, grad_params)
         updates, optimizer = self._optimizer.update(grad_params, state["optimizer"], state["params"])
@@ -223,14 +234,14 @@ class DenseNet:
         after = {"params": params, "optimizer": optimizer}
         # A gradient that is no number leaves none in what it leads to: here for parameters, in the rows for the others.
         finite = _all_finite((loss, after))
-        return after, (logits, loss, grad_pooled, grad_vectors, finite)
+        return after, (logits, loss, *gradients, finite)
 
-    def _step_shapes(self, bucket: int) -> tuple[Any, ...]:
+    def _arguments(self, shape: Shape) -> tuple[Any, ...]:
         return (
             self._shapes,
-            *self._predictor.minibatch_shapes(bucket),
-            jax.ShapeDtypeStruct((bucket, len(self._labels)), jnp.float32),
-            jax.ShapeDtypeStruct((bucket,), jnp.float32),
+            *self._predictor.minibatch_shapes(shape),
+            jax.ShapeDtypeStruct((shape[-1], len(self._labels)), jnp.float32),
+            jax.ShapeDtypeStruct((shape[-1],), jnp.float32),
         )
 
 

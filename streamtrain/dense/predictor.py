@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.dense.buckets import Buckets, Program
+from streamtrain.dense.buckets import Buckets, Program, Shape
 from streamtrain.dense.model import ModelSettings, Params, build_model, features_of
 from streamtrain.dense.state import placed
 from streamtrain.errors import ConfigError
-from streamtrain.layout import Layout
+from streamtrain.layout import FLAT, Layout, Shared
 from streamtrain.plugins import blamed
+from streamtrain.samples.schema import LEAF
 
-__all__ = ["DensePredictor"]
+__all__ = ["DensePredictor", "shape_of"]
 
 _PREFIX = "params/"
 
@@ -45,11 +46,11 @@ class DensePredictor:
         self._name = f"model {model.kind!r}"
         with blamed(ConfigError, f"{self._name}: making it"):
             self.model = build_model(layout, model)
-        self.buckets = Buckets(batch_size, buckets)
+        self.buckets = Buckets(batch_size, buckets, len(layout.levels))
         self._layout = layout
         with blamed(ConfigError, f"{self._name}: init"):
             self.params_shapes = _params_shapes(self.model.init)
-        self._program = Program("predict", self.apply, self._shapes)
+        self._program = Program("predict", self.apply, self._arguments)
 
     @property
     def compilations(self) -> int:
@@ -57,13 +58,17 @@ class DensePredictor:
         return self._program.late
 
     def warm_up(self) -> None:
-        """Compiles every bucket."""
-        for bucket in self.buckets.sizes:
-            self._program.compile(bucket)
+        """Compiles every shape."""
+        for shape in self.buckets.shapes:
+            self._program.compile(shape)
 
     def bucket(self, size: int) -> int:
         """The number of rows to pad a minibatch of `size` samples to."""
         return self.buckets.of(size)
+
+    def nodes(self, bucket: int, counts: Sequence[int]) -> Shape:
+        """The rows to pad levels of `counts` nodes to, the root's first; `bucket` is that of their samples."""
+        return self.buckets.nodes_of(bucket, counts)
 
     def params(self, arrays: Mapping[str, NDArray[Any]]) -> Params:
         """Parameters on the device, to pass to `predict`.
@@ -83,19 +88,22 @@ class DensePredictor:
         pooled: NDArray[np.float32],
         sequences: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
         dense: NDArray[np.float32],
+        shared: Shared = FLAT,
     ) -> NDArray[np.float32]:
         """Scores a padded minibatch.
 
         Args:
           params: from `params`.
-          pooled: `[P, W]` float32, contiguous, P a bucket; copied unless aligned to 64 bytes.
-          sequences: by slot, `[P, T, D]` and `[P, T]` float32.
+          pooled: `[P, W_leaf]` float32, contiguous, P a bucket; copied unless aligned to 64 bytes.
+          sequences: by slot, `[P_l, T, D]` and `[P_l, T]` float32.
           dense: `[P, F]` float32.
+          shared: of the layout's levels above the samples.
 
         Returns:
           `[P, L]` float32 logits, read-only.
         """
-        return np.asarray(self._program.run(len(pooled), params, pooled, dict(sequences), dense))
+        shape = shape_of(pooled, shared)
+        return np.asarray(self._program.run(shape, params, pooled, dict(sequences), dense, shared))
 
     def apply(
         self,
@@ -103,6 +111,7 @@ class DensePredictor:
         pooled: jax.Array,
         sequences: Mapping[str, tuple[jax.Array, jax.Array]],
         dense: jax.Array,
+        shared: Shared,
     ) -> jax.Array:
         """The model's logits, checked while traced. Pure.
 
@@ -110,7 +119,9 @@ class DensePredictor:
           ConfigError: the model returns another shape than `[P, L]`, or another dtype than float32.
         """
         with blamed(ConfigError, f"{self._name}: apply"):
-            logits = self.model.apply(params, features_of(self.model.inputs, pooled, sequences, dense))
+            logits = self.model.apply(
+                params, features_of(self.model.inputs, pooled, sequences, dense, shared)
+            )
         self._check_shape("apply", "logits", logits, len(pooled))
         return logits
 
@@ -138,23 +149,35 @@ class DensePredictor:
             f"{list(wanted)}; it returned {returned}"
         )
 
-    def minibatch_shapes(self, bucket: int) -> tuple[Any, ...]:
-        """Shapes of pooled, sequences and dense, padded to `bucket`."""
-        floats = jnp.float32
+    def minibatch_shapes(self, shape: Shape) -> tuple[Any, Any, Any, Any]:
+        """Shapes of pooled, sequences, dense and shared, padded to `shape`."""
+        layout, floats = self._layout, jnp.float32
+        rows = dict(zip((*layout.levels, LEAF), shape, strict=True))
         return (
-            jax.ShapeDtypeStruct((bucket, self._layout.pooled_width), floats),
+            jax.ShapeDtypeStruct((rows[LEAF], layout.width(LEAF)), floats),
             {
                 s.name: (
-                    jax.ShapeDtypeStruct((bucket, s.length_max, s.dim), floats),
-                    jax.ShapeDtypeStruct((bucket, s.length_max), floats),
+                    jax.ShapeDtypeStruct((rows[s.level], s.length_max, s.dim), floats),
+                    jax.ShapeDtypeStruct((rows[s.level], s.length_max), floats),
                 )
-                for s in self._layout.sequences
+                for s in layout.sequences
             },
-            jax.ShapeDtypeStruct((bucket, self._layout.dense_width), floats),
+            jax.ShapeDtypeStruct((rows[LEAF], layout.dense_width), floats),
+            Shared(
+                tuple(
+                    jax.ShapeDtypeStruct((rows[name], layout.width(name)), floats) for name in layout.levels
+                ),
+                tuple(jax.ShapeDtypeStruct((below,), jnp.int32) for below in shape[1:]),
+            ),
         )
 
-    def _shapes(self, bucket: int) -> tuple[Any, ...]:
-        return (self.params_shapes, *self.minibatch_shapes(bucket))
+    def _arguments(self, shape: Shape) -> tuple[Any, ...]:
+        return (self.params_shapes, *self.minibatch_shapes(shape))
+
+
+def shape_of(pooled: NDArray[np.float32], shared: Shared) -> Shape:
+    """The padded shape of a minibatch."""
+    return (*(len(array) for array in shared.pooled), len(pooled))
 
 
 def _params_shapes(init: Any) -> Any:

@@ -99,6 +99,20 @@ class SampleBatch:
         nodes = self.nodes.get(level)
         return self.size if nodes is None else int(nodes[-1]) + 1 if len(nodes) else 0
 
+    def leaves(self, level: str) -> NDArray[np.int64]:
+        """How many samples are under each node of a level (`[N_l]`)."""
+        nodes = self.nodes.get(level)
+        return np.ones(self.size, np.int64) if nodes is None else np.bincount(nodes)
+
+    def parents(self, level: str, below: str) -> NDArray[np.int32]:
+        """The node of `level` that each node of the level `below` it hangs under; LEAF below: each sample."""
+        if level not in self.nodes:
+            return np.arange(self.size, dtype=np.int32)
+        nodes = self.nodes[level]
+        if below == LEAF:
+            return nodes
+        return nodes[np.flatnonzero(np.diff(self.nodes[below], prepend=np.int32(-1)))]
+
     def slice(self, start: int, stop: int) -> SampleBatch:
         """Samples `start` to `stop` (exclusive), as views. Nodes that the edge cuts are in the slices on both sides."""
         if start == 0 and stop == self.size:

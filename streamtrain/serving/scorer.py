@@ -90,17 +90,18 @@ class Scorer:
         for start in range(0, batch.size, self._piece_samples):
             piece = batch.slice(start, min(start + self._piece_samples, batch.size))
             padded = self._predictor.bucket(piece.size)
+            nodes = self._predictor.nodes(padded, [piece.rows(level) for level in self.layout.levels])
             dense = np.zeros((padded, piece.dense.shape[1]), np.float32)
             dense[: piece.size] = piece.dense
-            pieces.append(Gathered(piece.size, reader.score(piece, padded), dense))
+            pieces.append(Gathered(piece.size, reader.score(piece, padded, nodes), dense))
         return pieces
 
     def predict(self, params: Params, pieces: Sequence[Gathered]) -> NDArray[np.float32]:
         """The probabilities of gathered samples: `[B, L]` float32."""
         logits = [
-            self._predictor.predict(params, piece.sparse.pooled, piece.sparse.sequences, piece.dense)[
-                : piece.size
-            ]
+            self._predictor.predict(
+                params, piece.sparse.pooled, piece.sparse.sequences, piece.dense, piece.sparse.shared
+            )[: piece.size]
             for piece in pieces
         ]
         empty = np.empty((0, len(self.layout.labels)), np.float32)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.layout import Layout
 from streamtrain.samples.batch import SampleBatch
-from streamtrain.sparse.activations import SparseActivations
+from streamtrain.sparse.activations import Gradients, SparseActivations
 from streamtrain.sparse.dynamic import DynamicTable
 from streamtrain.sparse.hashed import HashedTable
 from streamtrain.sparse.kind import TableKind
@@ -48,20 +46,19 @@ class Bank:
         """Begins a step of the table and writes its slots' part of `out`. Raises TableFull; then no step is begun."""
         stack = self._slots.stack(batch)
         united = self._uniter.unite(stack.values)
+        self._slots.weigh(stack, united.inverse, united.occurrences)
         vectors = self._take_scratch(len(united.ids))
         self.table.begin(united, step, vectors)
         self._slots.pool(vectors, united.inverse, stack, out)
         self._flight = stack, united
 
-    def backward(
-        self, grad_pooled: NDArray[np.float32], grad_sequences: Mapping[str, NDArray[np.float32]], step: int
-    ) -> bool:
+    def backward(self, gradients: Gradients, step: int) -> bool:
         """Sums the gradients and lets the table learn; see `TableKind.learn`."""
         assert self._flight is not None, "forward comes first"
         (stack, united), self._flight = self._flight, None
         sums = self._take_scratch(len(united.ids))
         sums.fill(0)
-        self._slots.accumulate(grad_pooled, grad_sequences, united.inverse, stack, sums)
+        self._slots.accumulate(gradients, united.inverse, stack, sums)
         return self.table.learn(sums, step)
 
     def discard(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,8 @@ from streamtrain.errors import ConfigError
 from streamtrain.layout import Layout
 from streamtrain.log.record import FilterRows, TableRows
 from streamtrain.samples.batch import SampleBatch
-from streamtrain.sparse.activations import ActivationBuffers, SparseActivations
+from streamtrain.samples.schema import LEAF
+from streamtrain.sparse.activations import ActivationBuffers, Gradients, SparseActivations, begin_rows
 from streamtrain.sparse.admission import Admission
 from streamtrain.sparse.bank import Bank, make_table
 from streamtrain.sparse.collisions import Collisions
@@ -34,8 +35,11 @@ class SparseNet:
     happens between steps. The same calls give the same bits, in every process.
 
     Orders are fixed. Rows first appear, and are reported by a cut, slot after slot in the layout's order, pooled slots
-    before sequences, in a slot sample after sample. An id's gradients are summed over the pooled slots first, sample
-    after sample and in it slot after slot, then over sequence after sequence.
+    before sequences, in a slot sample after sample. An id's gradients are summed over the pooled slots first, level after
+    level from the root's on, in it row after row and in that slot after slot, then over sequence after sequence.
+
+    Grouped samples leave the rows behind that the same samples would one by one, but for the rounding of sums: an id
+    occurs in a node as often as there are samples under it.
     """
 
     def __init__(self, layout: Layout, tables: Mapping[str, AnyTable], seed: int) -> None:
@@ -59,37 +63,44 @@ class SparseNet:
         """The tables by name."""
         return {name: bank.table for name, bank in self._banks.items()}
 
-    def forward(self, batch: SampleBatch, step: int, padded: int) -> SparseActivations:
+    def forward(
+        self, batch: SampleBatch, step: int, padded: int, nodes: Sequence[int] = ()
+    ) -> SparseActivations:
         """Looks up the rows of a minibatch, inserting those that are not there, and pools them.
 
         Args:
           batch: B samples.
           step: the step that learns from it.
           padded: P >= B, rows of the result.
+          nodes: of each of the layout's levels, P_l, at least as many as the batch has.
 
         Returns:
           The activations; their memory is used again by the next `forward`.
 
         Raises:
           TableFull: a table has no room. No step is begun; rows that were inserted are at their initial state.
-          ValueError: B is larger than P.
+          ValueError: B is larger than P, or a level has more nodes than P_l.
         """
         self._between_steps()
-        check_padding(batch, padded)
-        out = self._buffers.take(padded)
-        out.pooled[batch.size :] = 0
+        check_padding(batch, self._layout, padded, nodes)
+        out = self._buffers.take(padded, nodes)
+        begin_rows(batch, self._layout.levels, out)
         try:
             for bank in self._banks.values():
                 bank.forward(batch, step, out)
         except BaseException:
             self._discard()
             raise
-        shapes = {"pooled": out.pooled.shape} | {name: pair[0].shape for name, pair in out.sequences.items()}
-        self._flight = step, shapes
+        arrays = out.pooled_at(self._layout.levels), {name: pair[0] for name, pair in out.sequences.items()}
+        self._flight = step, _shapes(*arrays)
         return out
 
     def backward(
-        self, grad_pooled: NDArray[np.float32], grad_sequences: Mapping[str, NDArray[np.float32]], step: int
+        self,
+        grad_pooled: NDArray[np.float32],
+        grad_sequences: Mapping[str, NDArray[np.float32]],
+        step: int,
+        grad_shared: Sequence[NDArray[np.float32]] = (),
     ) -> bool:
         """Learns: sums gradients per distinct id and updates each row of the minibatch once; all rows, or none.
 
@@ -98,9 +109,10 @@ class SparseNet:
         which is what they would start as again.
 
         Args:
-          grad_pooled: `[P, W]` float32, the gradient of the activations' `pooled`; padding rows are not read.
-          grad_sequences: by slot `[P, L, D]` float32, of the vectors; not read where the mask is 0.
+          grad_pooled: `[P, W_leaf]` float32, the gradient of the activations' `pooled`; padding rows are not read.
+          grad_sequences: by slot `[P_l, L, D]` float32, of the vectors; not read where the mask is 0.
           step: that of `forward`.
+          grad_shared: of each of the layout's levels `[P_l, W_l]` float32, of `shared.pooled`.
 
         Returns:
           Whether it learned.
@@ -110,19 +122,21 @@ class SparseNet:
             is learned, and the forward is forgotten.
         """
         flight, self._flight = self._flight, None
-        shapes = {
-            name: gradient.shape for name, gradient in [("pooled", grad_pooled), *grad_sequences.items()]
-        }
+        pooled = dict(zip((*self._layout.levels, LEAF), (*grad_shared, grad_pooled), strict=False))
+        shapes = _shapes(pooled, grad_sequences)
         if flight != (step, shapes):
             self._discard()
             raise RuntimeError(
                 f"backward of step {step} with gradients {shapes} does not follow its forward, which was "
                 + ("not called" if flight is None else f"step {flight[0]} with {flight[1]}")
             )
-        gradients = as_input(grad_pooled, np.float32)
+        gradients = Gradients(
+            {level: as_input(array, np.float32) for level, array in pooled.items()},
+            {name: as_input(array, np.float32) for name, array in grad_sequences.items()},
+        )
         finite = True
         for bank in self._banks.values():
-            finite &= bank.backward(gradients, grad_sequences, step)
+            finite &= bank.backward(gradients, step)
         for table in self.tables.values():
             if finite:
                 table.keep()
@@ -146,9 +160,9 @@ class SparseNet:
         for bank in self._banks.values():
             bank.discard()
 
-    def score(self, batch: SampleBatch, padded: int) -> SparseActivations:
+    def score(self, batch: SampleBatch, padded: int, nodes: Sequence[int] = ()) -> SparseActivations:
         """The activations of `batch` in memory of their own, inserting nothing; see `SparseReader.score`."""
-        return self._reader.score(batch, padded)
+        return self._reader.score(batch, padded, nodes)
 
     def cut(self) -> dict[str, TableRows]:
         """By table, what changed since the last cut, as copies; see `EmbeddingTable.cut`."""
@@ -280,19 +294,27 @@ class SparseNet:
         for table in self.tables.values():
             table.rehearse()
         net = SparseNet(self._layout, {n: _small(s) for n, s in self._settings.items()}, self._seed)
-        batch = sample_batch(self._layout)
+        batch, nodes = sample_batch(self._layout), [2] * len(self._layout.levels)
         for step, gradient in enumerate((0.0, np.nan)):
-            out = net.forward(batch, step, 2)
-            for array in (out.pooled, *(vectors for vectors, _ in out.sequences.values())):
+            out = net.forward(batch, step, 2, nodes)
+            vectors = {name: pair[0] for name, pair in out.sequences.items()}
+            for array in (out.pooled, *out.shared.pooled, *vectors.values()):
                 array.fill(gradient)
-            net.backward(out.pooled, {name: vectors for name, (vectors, _) in out.sequences.items()}, step)
-        net.score(batch, 2)
+            net.backward(out.pooled, vectors, step, out.shared.pooled)
+        net.score(batch, 2, nodes)
 
     def _between_steps(self) -> None:
         if self._flight is not None:
             raise RuntimeError(
                 f"step {self._flight[0]} is between forward and backward; call backward or discard"
             )
+
+
+def _shapes(
+    pooled: Mapping[str, NDArray[np.float32]], sequences: Mapping[str, NDArray[np.float32]]
+) -> dict[str, tuple[int, ...]]:
+    named = {f"pooled {level}".rstrip(): array for level, array in pooled.items()}
+    return {name: array.shape for name, array in (named | dict(sequences)).items()}
 
 
 def _small(settings: AnyTable) -> AnyTable:

@@ -5,10 +5,10 @@ Common arguments:
 - `vectors`: `[U, D]` float32, those of the distinct ids.
 - `inverse`: `[N]` int32, by occurrence the position of its id's vector.
 - `scales`: `[N]` float32, by occurrence its share in the pooled vector.
-- `offsets`: `[S, B + 1]` int64, by slot where each sample's occurrences begin.
+- `offsets`: `[S, R + 1]` int64, by slot where each row's occurrences begin; rows are samples, or the nodes of a level.
 
-Arrays are C-contiguous and do not overlap. Sums are float32, begun at 0, in order: sample after sample, in a sample
-slot after slot, in a slot id after id. Going by samples reads and writes the wide arrays front to back.
+Arrays are C-contiguous and do not overlap. Sums are float32, begun at 0, in order: row after row, in a row
+slot after slot, in a slot id after id. Going by rows reads and writes the wide arrays front to back.
 
 Inner loops run over slices, not over indices of the whole array: so LLVM makes vector instructions of them.
 """
@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from streamtrain.sparse.jit import kernel, prefetch_row
 
-__all__ = ["accumulate_pooled", "accumulate_sequence", "fill_scales", "gather_sequence", "pool"]
+__all__ = [
+    "accumulate_pooled",
+    "accumulate_sequence",
+    "count_leaves",
+    "fill_scales",
+    "gather_sequence",
+    "pool",
+]
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -32,12 +39,12 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 @kernel
 def fill_scales(offsets: Offsets, means: NDArray[np.bool_], scales: Floats) -> None:
-    """Writes each occurrence's share: 1 / (occurrences in the sample) in slots that are means, else 1.
+    """Writes each occurrence's share: 1 / (occurrences in the row) in slots that are means, else 1.
 
     Args:
-      offsets: `[S, B + 1]` int64.
+      offsets: `[S, R + 1]` int64.
       means: `[S]` bool.
-      scales: `[>= offsets[-1, -1]]` float32; overwritten.
+      scales: `[>= offsets[-1, -1]]` float32; overwritten where occurrences of these slots stand.
     """
     for s in range(offsets.shape[0]):
         for i in range(offsets.shape[1] - 1):
@@ -45,6 +52,22 @@ def fill_scales(offsets: Offsets, means: NDArray[np.bool_], scales: Floats) -> N
             scale = ONE / np.float32(last - first) if means[s] else ONE
             for n in range(first, last):
                 scales[n] = scale
+
+
+@kernel
+def count_leaves(
+    inverse: Ints, offsets: Offsets, leaves: NDArray[np.int64], occurrences: NDArray[np.uint32]
+) -> None:
+    """Makes each occurrence in a node, which was counted once, count once for every sample under the node.
+
+    Args:
+      leaves: `[R]` int64, the samples under each node, >= 1.
+      occurrences: `[U]` uint32, by id; mutated.
+    """
+    for s in range(offsets.shape[0]):
+        for i in range(leaves.size):
+            for n in range(offsets[s, i], offsets[s, i + 1]):
+                occurrences[inverse[n]] += np.uint32(leaves[i] - 1)
 
 
 @kernel
@@ -56,11 +79,11 @@ def pool(
     starts: NDArray[np.int64],
     pooled: Floats,
 ) -> None:
-    """Sums scale times vector over each sample's occurrences in each slot.
+    """Sums scale times vector over each row's occurrences in each slot.
 
     Args:
       starts: `[S]` int64, the first of each slot's D columns in `pooled`.
-      pooled: `[>= B, W]` float32; the slots' columns of the first B rows are overwritten.
+      pooled: `[>= R, W]` float32; the slots' columns of the first R rows are overwritten.
     """
     dim = vectors.shape[1]
     for i in range(offsets.shape[1] - 1):
@@ -68,7 +91,7 @@ def pool(
             out = pooled[i, starts[s] : starts[s] + dim]
             for d in range(dim):
                 out[d] = ZERO
-            # What follows is where the slot's next sample begins, a whole sample's work ahead.
+            # What follows is where the slot's next row begins, a whole row's work ahead.
             prefetch_row(vectors, inverse, offsets[s, i + 1], FLOAT * dim)
             for n in range(offsets[s, i], offsets[s, i + 1]):
                 vector, scale = vectors[inverse[n]], scales[n]
@@ -88,7 +111,7 @@ def accumulate_pooled(
     """Adds each occurrence's gradient to its id's sum: the transpose of `pool`.
 
     Args:
-      gradients: `[>= B, W]` float32, of the pooled array; rows from B on are not read.
+      gradients: `[>= R, W]` float32, of the pooled array; rows from R on are not read.
       starts: as `pool`.
       sums: `[U, D]` float32; mutated.
     """
@@ -112,12 +135,12 @@ def gather_sequence(
     sequences: Floats,
     mask: Floats,
 ) -> None:
-    """Lays out each sample's vectors front-aligned, oldest first; of more than L ids the last L count.
+    """Lays out each row's vectors front-aligned, oldest first; of more than L ids the last L count.
 
     Args:
-      offsets: `[B + 1]` int64, this slot's.
-      sequences: `[>= B, L, D]` float32; overwritten, zeros where there is no id.
-      mask: `[>= B, L]` float32; overwritten with 1 where there is an id, else 0.
+      offsets: `[R + 1]` int64, this slot's.
+      sequences: `[>= R, L, D]` float32; overwritten, zeros where there is no id.
+      mask: `[>= R, L]` float32; overwritten with 1 where there is an id, else 0.
     """
     samples, length_max, dim = offsets.size - 1, sequences.shape[1], sequences.shape[2]
     for i in range(sequences.shape[0]):
@@ -141,8 +164,8 @@ def accumulate_sequence(gradients: Floats, inverse: Ints, offsets: NDArray[np.in
     """Adds each occurrence's gradient to its id's sum: the transpose of `gather_sequence`.
 
     Args:
-      gradients: `[>= B, L, D]` float32, of the sequences; not read where the mask is 0.
-      offsets: `[B + 1]` int64, this slot's.
+      gradients: `[>= R, L, D]` float32, of the sequences; not read where the mask is 0.
+      offsets: `[R + 1]` int64, this slot's.
       sums: `[U, D]` float32; mutated.
     """
     length_max, dim = gradients.shape[1], gradients.shape[2]

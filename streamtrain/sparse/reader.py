@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from streamtrain.layout import Layout
 from streamtrain.samples.batch import SampleBatch
-from streamtrain.sparse.activations import SparseActivations, allocate
+from streamtrain.sparse.activations import SparseActivations, allocate, begin_rows
 from streamtrain.sparse.kind import Lookup
 from streamtrain.sparse.rehearsal import sample_batch
 from streamtrain.sparse.stacking import TableSlots
@@ -27,15 +27,20 @@ class SparseReader:
         self._layout = layout
         self._tables = [(TableSlots(layout, name), table) for name, table in tables.items()]
 
-    def score(self, batch: SampleBatch, padded: int) -> SparseActivations:
-        """The activations of `batch`, padded to `padded` >= `batch.size` rows, in memory of their own.
+    def score(self, batch: SampleBatch, padded: int, nodes: Sequence[int] = ()) -> SparseActivations:
+        """The activations of `batch` in memory of their own.
+
+        Args:
+          batch: B samples.
+          padded: P >= B, rows of the result.
+          nodes: of each of the layout's levels, P_l, at least as many as the batch has.
 
         Raises:
           ValueError: the batch is larger than that.
         """
-        check_padding(batch, padded)
-        out = allocate(self._layout, padded)
-        out.pooled[batch.size :] = 0
+        check_padding(batch, self._layout, padded, nodes)
+        out = allocate(self._layout, padded, nodes)
+        begin_rows(batch, self._layout.levels, out)
         for slots, table in self._tables:
             stack = slots.stack(batch)
             slots.pool(table.lookup(stack.values), np.arange(len(stack.values), dtype=np.int32), stack, out)
@@ -45,10 +50,17 @@ class SparseReader:
         """Compiles every kernel that scoring or changing the tables can need; the tables do not change."""
         for _, table in self._tables:
             table.rehearse()
-        self.score(sample_batch(self._layout), 2)
+        self.score(sample_batch(self._layout), 2, [2] * len(self._layout.levels))
 
 
-def check_padding(batch: SampleBatch, padded: int) -> None:
-    """Raises ValueError where `batch` does not fit into `padded` rows: kernels check no bounds."""
+def check_padding(batch: SampleBatch, layout: Layout, padded: int, nodes: Sequence[int]) -> None:
+    """Raises ValueError where `batch` does not fit into the padded rows: kernels check no bounds."""
     if batch.size > padded:
         raise ValueError(f"a minibatch of {batch.size} samples does not fit into {padded} rows")
+    if len(nodes) != len(layout.levels):
+        raise ValueError(f"padded nodes {list(nodes)} are not those of the levels {list(layout.levels)}")
+    for level, rows in zip(layout.levels, nodes, strict=True):
+        if not batch.rows(level) <= rows <= padded:
+            raise ValueError(
+                f"{batch.rows(level)} nodes of level {level!r} do not fit into {rows} of {padded} rows"
+            )

@@ -170,7 +170,8 @@ class Learner:
         """
         padded = self.dense.bucket(batch.size)
         with self.spans.span("train", "sparse forward"):
-            activations = self.sparse.forward(batch, step, padded)
+            nodes = self.dense.nodes(padded, [batch.rows(level) for level in self.layout.levels])
+            activations = self.sparse.forward(batch, step, padded, nodes)
         with self.spans.span("train", "dense"):
             result = self.dense.step(
                 activations.pooled,
@@ -178,12 +179,13 @@ class Learner:
                 _pad(batch.dense, padded),
                 _pad(batch.labels, padded),
                 _pad(batch.weights, padded),
+                activations.shared,
             )
         if not result.finite:
             self.sparse.discard()
             return None
         with self.spans.span("train", "sparse backward"):
-            kept = self.sparse.backward(result.grad_pooled, result.grad_sequences, step)
+            kept = self.sparse.backward(result.grad_pooled, result.grad_sequences, step, result.grad_shared)
         if not kept:
             self.dense.undo()
             return None

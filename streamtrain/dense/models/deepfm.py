@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -9,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from streamtrain.dense.model import Column, Features, Inputs, Model, Params
+from streamtrain.dense.model import Column, Features, Inputs, LevelFeatures, Model, Params
 from streamtrain.dense.models.layers import (
+    Part,
     TowerSettings,
-    apply_layers,
+    apply_parts,
     dense_columns,
     init_layers,
     pooled_columns,
@@ -64,39 +66,62 @@ class DeepFM(Model):
         return {"layers/0/kernel": pooled_columns(self.inputs, self._labels) + dense_columns(self.inputs)}
 
     def apply(self, params: Params, features: Features) -> jax.Array:
-        linear, factors = self._parts(features.pooled_flat)
-        pairs = pair_sum(factors)[:, None] * params.get("pair_scale", 1.0)
-        flat = factors.reshape(len(factors), -1)
-        return (
-            linear + pairs + apply_layers(params["layers"], jnp.concatenate([flat, features.dense], axis=1))
-        )
+        linear, factors = zip(*map(self._split, features.levels), strict=True)
+        pairs = pair_sum(features, factors)[:, None] * params.get("pair_scale", 1.0)
+        deep = apply_parts(params["layers"], features, self._parts(features, factors))
+        return features.summed(linear) + pairs + deep
 
-    def _parts(self, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`[B, L]` summed linear weights and `[B, n, K]` factors of the deep slots.
+    def _split(self, level: LevelFeatures) -> tuple[jax.Array, jax.Array]:
+        """`[N, L]` summed linear weights and `[N, n, K]` factors of the level's n deep slots.
 
         Neighbours of one dim are cut out together: one slice a slot would take XLA seconds to compile.
         """
-        runs = [(dim, len(list(slots))) for dim, slots in groupby(self.inputs.pooled.values())]
+        runs = [
+            (dim, len(list(slots))) for dim, slots in groupby(self.inputs.pooled[s] for s in level.pooled)
+        ]
         ends = np.cumsum([dim * count for dim, count in runs])[:-1].tolist()
-        linear = jnp.zeros((len(pooled), self._labels))
+        nodes = len(level.pooled_flat)
+        linear = jnp.zeros((nodes, self._labels))
         factors = []
-        for (dim, count), part in zip(runs, jnp.split(pooled, ends, axis=1), strict=True):
+        for (dim, count), part in zip(runs, jnp.split(level.pooled_flat, ends, axis=1), strict=bool(runs)):
             rows = part.reshape(-1, count, dim)
             linear += rows[:, :, : self._labels].sum(axis=1)
             if dim > self._labels:
                 factors.append(rows[:, :, self._labels :])
-        return linear, jnp.concatenate(factors, axis=1)
+        none = jnp.zeros((nodes, 0, next(iter(self._deep.values())) - self._labels))
+        return linear, jnp.concatenate(factors, axis=1) if factors else none
+
+    def _parts(self, features: Features, factors: Sequence[jax.Array]) -> list[Part]:
+        """The factors of all deep slots and then the floats, where the kernel's rows are in the order of the schema."""
+        rows = np.cumsum([0, *(dim - self._labels for dim in self._deep.values())]).tolist()
+        begins = dict(zip(self._deep, rows, strict=False))
+        parts = [
+            Part(
+                index,
+                own.reshape(len(own), -1),
+                [
+                    (begins[slot], self._deep[slot] - self._labels)
+                    for slot in level.pooled
+                    if slot in self._deep
+                ],
+            )
+            for index, (level, own) in enumerate(zip(features.levels, factors, strict=True))
+        ]
+        return [*parts, Part(len(parts) - 1, features.dense, [(rows[-1], self.inputs.dense_width)])]
 
 
-def pair_sum(factors: jax.Array) -> jax.Array:
+def pair_sum(features: Features, factors: Sequence[jax.Array]) -> jax.Array:
     """Sum over pairs i < j of <v_i, v_j>, in linear time: half of |sum of v|^2 - sum of |v|^2.
 
     Args:
-      factors: `[B, n, K]`.
+      features: of the minibatch.
+      factors: by level `[N_l, n_l, K]`; a sample has those of its own and of the nodes above it.
 
     Returns:
       `[B]`.
 
     Source: Rendle, ICDM 2010, lemma 3.1.
     """
-    return 0.5 * (jnp.square(factors.sum(axis=1)) - jnp.square(factors).sum(axis=1)).sum(axis=1)
+    sums = features.summed([own.sum(axis=1) for own in factors])
+    squares = features.summed([jnp.square(own).sum(axis=1) for own in factors])
+    return 0.5 * (jnp.square(sums) - squares).sum(axis=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,12 +13,15 @@ from pydantic import Field
 from streamtrain.dense.model import Column, Features, Inputs, Model, Params, SequenceFeatures
 from streamtrain.dense.models.layers import (
     Layers,
+    Part,
     TowerSettings,
     Width,
-    apply_layers,
+    apply_parts,
     dense_columns,
+    finish_layers,
     init_layers,
     pooled_columns,
+    pooled_parts,
 )
 from streamtrain.errors import ConfigError
 
@@ -82,17 +87,23 @@ class Din(Model):
         return {**attention, "layers/0/kernel": flat + interests}
 
     def apply(self, params: Params, features: Features) -> jax.Array:
-        interests = [
-            attend(
-                params["attention"][slot],
-                features.pooled[target],
-                features.sequences[slot],
-                self.settings.softmax,
-            )
-            for slot, target in self._targets.items()
-        ]
-        x = jnp.concatenate([features.pooled_flat, features.dense, *interests], axis=1)
-        return apply_layers(params["layers"], x)
+        row = self.inputs.pooled_width + self.inputs.dense_width
+        parts = pooled_parts(self.inputs, features)
+        for slot, target in self._targets.items():
+            level, interest = self._interest(params["attention"][slot], features, slot, target)
+            parts.append(Part(level, interest, [(row, interest.shape[1])]))
+            row += interest.shape[1]
+        return apply_parts(params["layers"], features, parts)
+
+    def _interest(self, layers: Layers, features: Features, slot: str, target: str) -> tuple[int, jax.Array]:
+        """The attended sum of a sequence, at the level of it or of its target, whichever is nearer to the samples."""
+        holds, asks = self.inputs.level(slot), self.inputs.level(target)
+        level = max(holds, asks)
+        query = features.spread(features.levels[asks].pooled[target], asks, level)
+        spread = partial(features.spread, level=holds, to=level)
+        return level, attend(
+            layers, query, features.levels[holds].sequences[slot], self.settings.softmax, spread
+        )
 
     def _target(self, slot: str) -> str:
         sequence = self.inputs.sequences[slot]
@@ -112,23 +123,34 @@ class Din(Model):
         return target
 
 
-def attend(layers: Layers, query: jax.Array, sequence: SequenceFeatures, softmax: bool) -> jax.Array:
+def attend(
+    layers: Layers,
+    query: jax.Array,
+    sequence: SequenceFeatures,
+    softmax: bool,
+    spread: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
     """The sum of a sequence's vectors, each weighted by layers([query, key, query - key, query * key]).
+
+    The first layer is linear, so that it is taken apart: what it makes of the query is computed once a query, what it
+    makes of the key once a key, and only what it makes of the product once for each pair of them.
 
     Args:
       layers: of input width 4 D and output width 1.
       query: `[B, D]`.
-      sequence: `[B, T, D]` keys and their mask.
+      sequence: `[N, T, D]` keys and their mask.
       softmax: whether the weights of a sample's keys are made to sum to 1.
+      spread: takes what the N sequences have, `[N, ...]`, to the B queries, `[B, ...]`.
 
     Returns:
       `[B, D]`; 0 for an empty sequence.
     """
-    keys = sequence.vectors
-    queries = jnp.broadcast_to(query[:, None, :], keys.shape)
-    scores = apply_layers(layers, jnp.concatenate([queries, keys, queries - keys, queries * keys], axis=2))[
-        :, :, 0
-    ]
+    of_query, of_key, of_difference, of_product = jnp.split(layers[0]["kernel"], 4)
+    keys, mask = spread(sequence.vectors), spread(sequence.mask)
+    of_pairs = (query[:, None, :] * keys) @ of_product
+    of_keys = spread(sequence.vectors @ (of_key - of_difference))
+    of_queries = query @ (of_query + of_difference)
+    scores = finish_layers(layers, of_pairs + of_keys + of_queries[:, None, :])[:, :, 0]
     if softmax:
-        scores = jax.nn.softmax(jnp.where(sequence.mask > 0, scores, _NEVER), axis=1)
-    return jnp.einsum("bt,btd->bd", scores * sequence.mask, keys)
+        scores = jax.nn.softmax(jnp.where(mask > 0, scores, _NEVER), axis=1)
+    return jnp.einsum("bt,btd->bd", scores * mask, keys)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from pydantic import Field
 
-from streamtrain.dense.model import Column, Inputs, ModelSettings
+from streamtrain.dense.model import Column, Features, Inputs, ModelSettings
 from streamtrain.errors import ConfigError
 
 __all__ = [
     "Activation",
     "Layers",
+    "Part",
     "TowerSettings",
     "Width",
     "apply_layers",
+    "apply_parts",
     "dense_columns",
+    "finish_layers",
     "init_layers",
     "pooled_columns",
+    "pooled_parts",
     "require_pooled",
 ]
 
@@ -74,10 +79,78 @@ def init_layers(key: jax.Array, widths: Sequence[int], activation: Activation) -
 
 def apply_layers(layers: Layers, x: jax.Array) -> jax.Array:
     """`[..., in]` to `[..., out]`; no activation after the last layer."""
-    for layer in layers[:-1]:
-        x = x @ layer["kernel"] + layer["bias"]
+    return finish_layers(layers, x @ layers[0]["kernel"])
+
+
+def finish_layers(layers: Layers, sums: jax.Array) -> jax.Array:
+    """As `apply_layers`, from the products of the first layer's kernel on."""
+    x = sums + layers[0]["bias"]
+    for layer, after in pairwise(layers):
         x = jnp.where(x > 0, x, layer["slope"] * x) if "slope" in layer else jax.nn.relu(x)
-    return x @ layers[-1]["kernel"] + layers[-1]["bias"]
+        x = x @ after["kernel"] + after["bias"]
+    return x
+
+
+class Part(NamedTuple):
+    """Some columns of the input of layers.
+
+    Attributes:
+      level: whose nodes have them.
+      x: `[N_level, columns]`.
+      runs: which row of the first kernel meets each run of columns, as (row, columns), in the order of x.
+    """
+
+    level: int
+    x: jax.Array
+    runs: list[tuple[int, int]]
+
+
+def apply_parts(layers: Layers, features: Features, parts: Sequence[Part]) -> jax.Array:
+    """As `apply_layers`, of input whose columns are spread over levels: each is multiplied as often as its level has nodes.
+
+    Args:
+      layers: of an input as wide as all parts together.
+      features: of which the parts are.
+      parts: they meet every row of the first kernel once; of one level, rows ascend from part to part.
+
+    Returns:
+      `[B, out]`.
+    """
+    by_level = [[part for part in parts if part.level == level] for level in range(len(features.levels))]
+    runs = [_joined(run for part in own for run in part.runs) for own in by_level]
+    starts = sorted(row for own in runs for row, _ in own)
+    pieces = dict(zip(starts, jnp.split(layers[0]["kernel"], starts[1:]), strict=True))
+    terms = [
+        _beside([part.x for part in own], 1) @ _beside([pieces[row] for row, _ in rows], 0) if rows else None
+        for own, rows in zip(by_level, runs, strict=True)
+    ]
+    return finish_layers(layers, features.summed(terms))
+
+
+def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Neighbours as one run; none of no columns."""
+    found: list[tuple[int, int]] = []
+    for row, count in runs:
+        if found and sum(found[-1]) == row:
+            found[-1] = found[-1][0], found[-1][1] + count
+        elif count:
+            found.append((row, count))
+    return found
+
+
+def _beside(arrays: Sequence[jax.Array], axis: int) -> jax.Array:
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis)
+
+
+def pooled_parts(inputs: Inputs, features: Features) -> list[Part]:
+    """The pooled vectors and then the floats, where the kernel's rows are in the order of the schema."""
+    rows = np.cumsum([0, *inputs.pooled.values()]).tolist()
+    runs = dict(zip(inputs.pooled, zip(rows, inputs.pooled.values(), strict=False), strict=True))
+    parts = [
+        Part(index, level.pooled_flat, [runs[slot] for slot in level.pooled])
+        for index, level in enumerate(features.levels)
+    ]
+    return [*parts, Part(len(features.levels) - 1, features.dense, [(rows[-1], inputs.dense_width)])]
 
 
 def pooled_columns(inputs: Inputs, first: int = 0) -> list[Column]:

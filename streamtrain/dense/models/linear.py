@@ -38,5 +38,10 @@ class Linear(Model):
         return {"kernel": dense_columns(self.inputs)}
 
     def apply(self, params: Params, features: Features) -> jax.Array:
-        slots = features.pooled_flat.reshape(-1, len(self.inputs.pooled), len(self.inputs.labels))
-        return slots.sum(axis=1) + features.dense @ params["kernel"] + params["bias"]
+        slots = [
+            level.pooled_flat.reshape(-1, len(level.pooled), len(self.inputs.labels)).sum(axis=1)
+            if level.pooled
+            else jnp.zeros((len(level.pooled_flat), len(self.inputs.labels)))
+            for level in features.levels
+        ]
+        return features.summed(slots) + features.dense @ params["kernel"] + params["bias"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from streamtrain.dense.model import Column, Features, Inputs, Model, Params
 from streamtrain.dense.models.layers import (
     TowerSettings,
-    apply_layers,
+    apply_parts,
     dense_columns,
     init_layers,
     pooled_columns,
+    pooled_parts,
     require_pooled,
 )
 
@@ -41,4 +41,4 @@ class Mlp(Model):
         return {"layers/0/kernel": pooled_columns(self.inputs) + dense_columns(self.inputs)}
 
     def apply(self, params: Params, features: Features) -> jax.Array:
-        return apply_layers(params["layers"], jnp.concatenate([features.pooled_flat, features.dense], axis=1))
+        return apply_parts(params["layers"], features, pooled_parts(self.inputs, features))

@@ -196,7 +196,7 @@ def test_a_compilation_that_samples_wait_for_is_counted(caplog):
     late = net_of(layout_of({"a": 1}), "linear")
     minibatch(layout_of({"a": 1}), 16).step(late)
     assert late.compilations == 1
-    assert "compiling step for 16 samples while they wait" in caplog.text
+    assert "compiling step for 16 rows while they wait" in caplog.text
 
 
 _CHILD = """

@@ -45,7 +45,7 @@ from streamtrain.serving.freshness import weighted_percentile
 from tests.daemon import Daemon, until
 from tests.servers import KafkaServer, RedisServer
 
-__all__ = ["Epoch", "ages", "overrides", "percentiles"]
+__all__ = ["Epoch", "ages", "measured", "overrides", "percentiles"]
 
 BAR_S = 2.4
 PARTITIONS = 4
@@ -113,9 +113,16 @@ def overrides(
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs everything; see the module."""
-    about, samples = machine(), data()
-    folder = (FOLDER / "freshness").absolute()
+    about, folder = machine(), (FOLDER / "freshness").absolute()
     shutil.rmtree(folder, ignore_errors=True)
+    found = measured(folder, data(), options.rate, options.seconds, options.interval)
+    return found | {"machine": about}
+
+
+def measured(
+    folder: Path, samples: Data, rate: float, seconds: float, interval_s: float, batch: int | None = None
+) -> dict[str, Any]:
+    """A stream of samples at a rate, with servers of its own, and how old they were when they could be used."""
     folder.mkdir(parents=True)
     config = folder / "job.toml"
     shutil.copy(samples.config, config)
@@ -128,7 +135,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "group_id": TOPIC,
         }
         environment = overrides(folder, source=source, store=redis.url)
-        environment["STREAMTRAIN__LOG__EPOCH_INTERVAL_S"] = str(options.interval)
+        environment["STREAMTRAIN__LOG__EPOCH_INTERVAL_S"] = str(interval_s)
+        if batch is not None:
+            environment["STREAMTRAIN__TRAINING__BATCH_SIZE"] = str(batch)
         environment["STREAMTRAIN__TRAINING__LINGER_MS"] = "50"
         with Daemon(config, **environment) as daemon:
             daemon.until_says("learning: epoch")
@@ -139,17 +148,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 processes = {"daemon": daemon.process, "follower": follower}
                 servers = {"kafka": kafka.pid, "redis": redis.pid}
                 before, begin = counters(daemon.get("/metrics")[1]), time.monotonic()
-                usage = _stream(options, samples, kafka, folder, processes, servers)
+                usage = _stream(rate, seconds, samples, kafka, folder, processes, servers)
                 after = counters(daemon.get("/metrics")[1])
                 stages = stage_shares(before, after, time.monotonic() - begin)
                 _stop(follower)
             if code := daemon.stop():
                 raise SystemExit(f"the daemon ended with {code}:\n{daemon.text[-3000:]}")
-    return _report(folder, told, options, samples) | {"stages": stages, **usage, "machine": about}
+    about = {"data": samples.name, "rate_asked": round(rate), "epoch_interval_s": interval_s}
+    return about | _report(folder, told) | {"stages": stages, **usage}
 
 
 def _stream(
-    options: argparse.Namespace,
+    rate: float,
+    seconds: float,
     samples: Data,
     kafka: KafkaServer,
     folder: Path,
@@ -157,19 +168,19 @@ def _stream(
     servers: Mapping[str, int],
 ) -> dict[str, Any]:
     """Produces at the rate until all of it is visible; what each process took meanwhile."""
-    count = min(int(options.rate * options.seconds), samples.samples)
+    count = min(int(rate * seconds), samples.samples)
     command = streamtrain(
         *("produce", samples.lines, "--kafka", kafka.bootstrap_servers, "--topic", TOPIC),
-        *("--rate", str(options.rate), "--count", str(count)),
+        *("--rate", str(rate), "--count", str(count)),
     )
     ids = {name: process.pid for name, process in processes.items()} | dict(servers)
     with running(command, folder / "producer.out") as producer:
         ids["producer"] = producer.pid
         before, begin = {name: Usage.of(process) for name, process in ids.items()}, time.monotonic()
-        peak = 0
+        peak, lasted = 0, 1.0
         while producer.poll() is None:
             peak = max(peak, Usage.of(ids["daemon"]).resident_bytes)
-            after, seconds = {**before, **{n: Usage.of(p) for n, p in ids.items()}}, time.monotonic() - begin
+            after, lasted = {**before, **{n: Usage.of(p) for n, p in ids.items()}}, time.monotonic() - begin
             time.sleep(0.25)
         if producer.returncode:
             raise SystemExit(f"producing ended with {producer.returncode}")
@@ -181,7 +192,7 @@ def _stream(
     told = folder / "follower.jsonl"
     until(lambda: any(epoch >= head for epoch, _ in sightings(told)), "all of it to be visible", _PATIENCE_S)
     return {
-        "cores": {n: round((after[n].processor_s - before[n].processor_s) / seconds, 3) for n in ids},
+        "cores": {n: round((after[n].processor_s - before[n].processor_s) / lasted, 3) for n in ids},
         "daemon_resident_mb": round(peak / 1e6, 1),
     }
 
@@ -197,7 +208,7 @@ def _stop(process: Popen[bytes]) -> None:
     process.wait(_PATIENCE_S)
 
 
-def _report(folder: Path, told: Path, options: argparse.Namespace, samples: Data) -> dict[str, Any]:
+def _report(folder: Path, told: Path) -> dict[str, Any]:
     log = LogReader.open(folder / "model")
     records = [
         record for record in map(log.describe, log.epochs()) if record.samples and record.record_time_ms
@@ -212,9 +223,6 @@ def _report(folder: Path, told: Path, options: argparse.Namespace, samples: Data
     span_s = (epochs[-1].committed_ms - epochs[0].oldest_ms) / 1000
     p99 = percentiles(visible, weights)["p99"]
     return {
-        "data": samples.name,
-        "rate_asked": options.rate,
-        "epoch_interval_s": options.interval,
         "samples": int(weights.sum()),
         "samples_per_s": round(int(weights.sum()) / span_s, 1),
         "epochs": len(epochs),

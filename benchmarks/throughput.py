@@ -3,7 +3,7 @@
     python -m benchmarks.throughput [--source parquet jsonl kafka] [--batch 64 1024] [--json]
 
 Each run is `streamtrain run` over all samples of a new model: from Parquet, JSON lines (files) or JSON in a Kafka topic
-of 4 partitions; `plain` has neither store nor exports, `full` has a real Redis and a delta export. The clock runs from
+of 4 partitions; `plain` has neither store nor exports, `full` has a real Redis, a delta export and a follower of it. The clock runs from
 readiness until everything is learned; epochs are cut, synced and exported every second meanwhile. Compilation is left
 out: it happens before readiness. `evaluate` is the same learning without a log.
 
@@ -23,7 +23,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
@@ -36,6 +36,7 @@ from benchmarks.harness import (
     counters,
     data,
     machine,
+    running,
     skip_without,
     stage_shares,
     streamtrain,
@@ -44,7 +45,7 @@ from benchmarks.harness import (
 from tests.daemon import Daemon
 from tests.servers import KafkaServer, RedisServer
 
-__all__ = ["options_of"]
+__all__ = ["PARTITIONS", "learned", "options_of"]
 
 SOURCES = ("parquet", "jsonl", "kafka")
 PARTITIONS = 4
@@ -87,11 +88,8 @@ def _fill(kafka: KafkaServer, samples: Data) -> None:
 def _run(
     folder: Path, samples: Data, source: str, batch: int, kafka: KafkaServer | None, redis: RedisServer | None
 ) -> dict[str, Any]:
-    """One daemon over all samples. `redis` comes with exports."""
+    """One daemon over all samples of one source."""
     where = folder / f"{source}-{batch}-{'plain' if redis is None else 'full'}"
-    where.mkdir()
-    config = where / "job.toml"
-    shutil.copy(samples.config, config)
     section: dict[str, Any]
     if kafka is not None and source == "kafka":
         section = {"kind": "kafka", "bootstrap_servers": kafka.bootstrap_servers, "topic": TOPIC}
@@ -99,11 +97,26 @@ def _run(
         path = samples.parquet if source == "parquet" else samples.lines
         # It follows, so that the daemon and its metrics are still there when everything is learned.
         section = {"kind": "files", "paths": [str(path)], "follow": True}
+    about = {"source": source, "batch": batch, "views": "plain" if redis is None else "full"}
+    return about | learned(where, samples, section, batch, redis)
+
+
+def learned(
+    where: Path, samples: Data, source: Mapping[str, Any], batch: int, redis: RedisServer | None
+) -> dict[str, Any]:
+    """One daemon over all samples of `source`. With `redis` come exports, and a process that follows them."""
+    where.mkdir()
+    config = where / "job.toml"
+    shutil.copy(samples.config, config)
     store = "memory://" if redis is None else redis.url
-    environment = overrides(where, source=section, store=store, exports=redis is not None)
+    environment = overrides(where, source=source, store=store, exports=redis is not None)
     environment["STREAMTRAIN__TRAINING__BATCH_SIZE"] = str(batch)
-    with Daemon(config, **environment) as daemon:
+    with ExitStack() as stack:
+        daemon = stack.enter_context(Daemon(config, **environment))
         daemon.until_says("learning: epoch")
+        if redis is not None:
+            following = streamtrain("follow", where / "exports", "--json")
+            stack.enter_context(running(following, where / "follower.jsonl"))
         begin = time.monotonic()
         first = last = next(pages := _pages(daemon))
         while last["streamtrain_samples_total"] < samples.samples:
@@ -115,9 +128,6 @@ def _run(
     processor = last["process_cpu_seconds_total"] - first["process_cpu_seconds_total"]
     shutil.rmtree(where)
     return {
-        "source": source,
-        "batch": batch,
-        "views": "plain" if redis is None else "full",
         "samples_per_s": round(samples.samples / seconds),
         **stage_shares(dict.fromkeys(first, 0.0), last, seconds),
         "cores": round(processor / seconds, 2),

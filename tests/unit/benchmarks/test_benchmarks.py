@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import options_of
+from benchmarks.end_to_end import minibatches, work_of
+from benchmarks.end_to_end import options_of as end_to_end_options
 from benchmarks.failover import options_of as failover_options
 from benchmarks.freshness import Epoch, ages, overrides, percentiles
 from benchmarks.freshness import options_of as freshness_options
@@ -22,6 +25,7 @@ from benchmarks.model import job_of as resident_job
 from benchmarks.quality import HISTORY, VARIANTS, job_of
 from benchmarks.recovery import options_of as recovery_options
 from benchmarks.recovery import phases
+from benchmarks.soak import growth_per_hour, look
 from streamtrain.config import load_job, parse_job
 from streamtrain.log.reader import LogReader
 from streamtrain.log.verify import verify
@@ -87,6 +91,26 @@ def test_counters_add_up_labels_and_shares_are_of_the_wall_clock() -> None:
     assert after["streamtrain_lag_records"] == 5.0
     shares = {stage: share for stage, share in stage_shares({}, after, 4.0).items() if share}
     assert shares == {"decode": 0.75, "train": 0.5, "trainer_waits": 0.25, "commit": 0.125}
+
+
+def test_the_work_of_end_to_end_is_a_job_that_reads_every_sample(tmp_path: Path) -> None:
+    samples = work_of(tmp_path, samples=100, rows=2300, batch=30)
+    found = list(minibatches(load_job(str(samples.config)), samples.lines))
+    assert samples.samples == 120 and [minibatch.batch.size for minibatch in found] == [30] * 4
+    assert len(found[0].batch.ids) == 23 and 0 < found[0].batch.labels.sum() < 30
+
+
+def test_freshness_end_to_end_needs_the_codec_that_it_is_measured_with() -> None:
+    assert end_to_end_options(["--codec", "arrow", "--load", "0"]).codec == ["arrow"]
+    with pytest.raises(SystemExit):
+        end_to_end_options(["--codec", "arrow"])
+
+
+def test_growth_is_the_slope_of_the_second_half() -> None:
+    at = [0.0, 900.0, 1800.0, 2700.0, 3600.0, 4500.0]
+    assert growth_per_hour(at, [0, 500, 900, 1000, 1025, 1050]) == pytest.approx(100)
+    seen = look(os.getpid())
+    assert seen["rss_mb"] >= seen["rss_anon_mb"] > 1 and seen["fds"] >= 3 and seen["threads"] >= 1
 
 
 def test_tables_align_numbers_to_the_right() -> None:

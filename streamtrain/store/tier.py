@@ -18,8 +18,10 @@ from streamtrain.store.progress import Progress
 
 __all__ = ["Applied", "Tier"]
 
-# Of the rows in memory, the part that is let go of ahead of need: while the store applies an epoch, none can be.
-_AHEAD = 16
+# Of the rows in memory, the part that is let go of ahead of need: while the store applies an epoch, none can be. The more
+# there is room for, the larger are epochs that are cut for lack of it, and a page of the store that takes several rows at
+# once costs what it costs for one; what leaves too early is pulled again.
+_AHEAD = 4
 
 
 class Applied(Protocol):

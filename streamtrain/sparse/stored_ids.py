@@ -7,8 +7,8 @@ docs/initial-rows.md:
     block = floor((h >> 32) * blocks / 2^32)
     bits  = bits 0 to 8, 9 to 17, 18 to 26, 27 to 35 of mix(h + G)
 
-Four bits an id are best where the filter has 6 bits for each id, and close to it from 3 bits to 12: one of 100 new ids is
-asked for at 10 bits, one of 8 at 5. A filter that is full answers yes, which costs what it would without one.
+Four bits an id are best where the filter has 6 bits for each id, and close to it from 3 bits to 12: one of 80 new ids is
+asked for at 10 bits, one of 10 at 5. A filter that is full answers yes, which costs what it would without one.
 
 Source: Putze, Sanders and Singler, "Cache-, hash- and space-efficient Bloom filters", WEA 2007, section 3 (blocked).
 """

@@ -220,11 +220,6 @@ def _memory_fault(table: AnyTable, store: StoreSettings) -> str:
             "rows that leave memory have to be somewhere: name a store, store.url = "
             '"lmdb:///PATH" (a directory on a local disk) or "redis://HOST:PORT/DATABASE"'
         )
-    if table.expiry is not None:
-        return (
-            "expiry looks at all rows in turn, and with a bound on memory some are in the store: leave one of the two out "
-            "(admission and decay work with either)"
-        )
     return ""
 
 

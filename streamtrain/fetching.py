@@ -11,17 +11,20 @@ from streamtrain.errors import EpochMissing, StreamtrainError
 from streamtrain.log.reader import LogReader
 from streamtrain.log.recovery import recover
 from streamtrain.metrics import Metrics
+from streamtrain.sparse.lifecycle_settings import Expiry
 from streamtrain.sparse.residents import STORED_IDS_SHARE, rows_within
 from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.stored_ids import StoredIds
+from streamtrain.sparse.tables import AnyTable
 from streamtrain.sparse.wanted import RowsWanted, rows_wanted
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.prefetch import StorePrefetch
 from streamtrain.store.progress import Progress
 from streamtrain.store.store import Store
+from streamtrain.store.sweeps import Sweeps
 from streamtrain.store.tier import Tier
 
-__all__ = ["add_stored", "make_prefetch"]
+__all__ = ["add_stored", "make_prefetch", "make_sweeps", "swept"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,25 @@ def make_prefetch(
     if stored:
         threading.Thread(target=add_stored, args=(log, stored), name="stored ids", daemon=True).start()
     return StorePrefetch(store, applier, job.layout, wanted, progress, metrics, tiers)
+
+
+def swept(tables: Mapping[str, AnyTable]) -> dict[str, Expiry]:
+    """By name, the expiry of tables of which part of the rows is in the store alone."""
+    return {
+        name: table.expiry
+        for name, table in tables.items()
+        if isinstance(table, TableSettings)
+        and table.memory_bytes_max is not None
+        and table.expiry is not None
+    }
+
+
+def make_sweeps(
+    job: Job, store: Store, applier: StoreApplier, progress: Progress, metrics: Metrics
+) -> Sweeps | None:
+    """What brings the rows that expiry looks at; None where these are all in memory. `progress` begins at the log's head."""
+    tables = swept(job.tables)
+    return Sweeps(store, applier, progress, tables, progress.step, metrics) if tables else None
 
 
 def add_stored(log: LogReader, stored: Mapping[str, StoredIds]) -> None:

@@ -117,15 +117,18 @@ class Metrics:
             "table",
         )
         self.tier_evicted = self._counter("tier_evicted_rows", "Rows that left memory for others.", "table")
+        self.tier_swept = self._counter(
+            "tier_swept_rows", "Rows that were read from the store because expiry looks at them.", "table"
+        )
         self.tier_bytes = self._gauge(
             "tier_bytes", "Memory of the set of ids whose rows are in memory, beside table_bytes.", "table"
         )
         self.tier_stalls = self._counter(
-            "tier_stalls", "How often a chunk waited for rows of the store, or for room for them.", "reason"
+            "tier_stalls", "How often samples waited for rows of the store, or for room for them.", "reason"
         )
         self.tier_stall_seconds = self._counter(
             "tier_stall_seconds",
-            "How long chunks waited for rows of the store, or for room for them.",
+            "How long samples waited for rows of the store, or for room for them.",
             "reason",
         )
         self.export_epoch = self._gauge("export_epoch", "Newest exported epoch, by exporter.", "exporter")

@@ -127,7 +127,7 @@ class Feed:
             return Item(chunk)
         with self._stages.busy("prefetch"):
             fetched = await self._prefetch.rows_for(chunk.batch)
-        return Item(chunk, fetched.rows, fetched.evicted)
+        return Item(chunk, fetched.rows, fetched.evicted, fetched.whole)
 
     async def _read(self) -> Chunk | DataLoss | None:
         """The next chunk. A source that does not answer goes on trying by itself, and is waited for."""

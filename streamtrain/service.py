@@ -18,7 +18,7 @@ from streamtrain.config import Job
 from streamtrain.dictionary.recorder import ValueRecorder
 from streamtrain.errors import ConfigError, Fenced
 from streamtrain.exports import ExportRunner
-from streamtrain.fetching import make_prefetch
+from streamtrain.fetching import make_prefetch, make_sweeps, swept
 from streamtrain.health import Health
 from streamtrain.http import serve
 from streamtrain.identity import check_same_model
@@ -42,6 +42,7 @@ from streamtrain.store.applier import StoreApplier
 from streamtrain.store.opening import open_store
 from streamtrain.store.progress import Progress
 from streamtrain.store.store import Store, StoreDescription
+from streamtrain.store.sweeps import Sweeps
 from streamtrain.trace import Trace
 from streamtrain.training.committer import Committer, writer_name
 from streamtrain.training.guard import BadSampleGuard
@@ -61,6 +62,7 @@ class _Parts:
 
     head: Head
     feed: Feed
+    sweeps: Sweeps | None
     views: Views
     trainer: Trainer
 
@@ -190,10 +192,11 @@ class Service:
             record = await self._take_over(recovering, warming, stack)
         letterbox = await self._open_letterbox(stack)
         head = Head(record)
-        progress, prefetch = Progress(head.epoch), None
+        progress, prefetch, sweeps = Progress(head.epoch, record.step_next), None, None
         if store is not None and applier is not None:
             resident = learner.sparse.resident
             prefetch = make_prefetch(job, log, store, applier, progress, resident, self._metrics)
+            sweeps = make_sweeps(job, store, applier, progress, self._metrics)
 
         self._committer = Committer(log, log.continue_from(head.epoch), self._announcer(head), self._metrics)
         stack.push_async_callback(asyncio.to_thread, self._committer.close)
@@ -203,8 +206,9 @@ class Service:
         depth = job.training.queue_chunks_max
         learned = LeavesLearned(record.leaves)
         feed = Feed(source, decoder, guard, handoff, prefetch, self._metrics, letterbox, depth, learned)
+        interval_s = job.log.epoch_interval_s
         self._trainer = Trainer(
-            learner, handoff, self._committer, job.training, job.log.epoch_interval_s, self._metrics, progress
+            learner, handoff, self._committer, job.training, interval_s, self._metrics, progress, sweeps
         )
         self._health.watch(self._trainer.pulse)
         runners = self._export_runners(log, stack)
@@ -214,7 +218,7 @@ class Service:
         if (trace := self._metrics.stages.trace) is not None:
             learner.spans = trace
         logger.info("learning: epoch %d, %d samples so far", head.epoch, head.record.samples_total)
-        return _Parts(head, feed, views, self._trainer)
+        return _Parts(head, feed, sweeps, views, self._trainer)
 
     async def _take_over(
         self, recovering: Recovering, warming: Awaitable[object], stack: AsyncExitStack
@@ -245,7 +249,8 @@ class Service:
         if store is not None:
             stack.push_async_callback(store.close)
             dims = {n: (t.row_dim, slots_of(t.optimizer, t.row_dim)) for n, t in self._job.tables.items()}
-            description = StoreDescription(log.model.model_id, dims, self._job.store.shards)
+            scanned = frozenset(swept(self._job.tables))
+            description = StoreDescription(log.model.model_id, dims, self._job.store.shards, scanned)
             if await asyncio.to_thread(log.head) is None:
                 # A model that has learned nothing has nothing to save by waiting: a wrong store.url is told at once.
                 await store.open(description)
@@ -307,12 +312,15 @@ class Service:
     async def _learn(self, parts: _Parts) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                feeding = group.create_task(parts.feed.run(), name="feed")
+                feeding = [group.create_task(parts.feed.run(), name="feed")]
+                if parts.sweeps is not None:
+                    feeding.append(group.create_task(parts.sweeps.run(), name="sweeps"))
                 viewing = parts.views.start(group)
                 if self._ownership is not None:
                     viewing.append(group.create_task(_fence(self._ownership), name="ownership"))
                 await self._train(parts.trainer)
-                feeding.cancel()
+                for task in feeding:
+                    task.cancel()
                 await parts.views.finish(self._begin_end())
                 for task in viewing:
                     task.cancel()

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.errors import TableFull
+from streamtrain.log.record import TableRows
 from streamtrain.sparse.admission import Admission, make_admission
+from streamtrain.sparse.cold import ColdRows
 from streamtrain.sparse.expiry import expired, rule_of
 from streamtrain.sparse.over_rows import OverRows
 from streamtrain.sparse.residents import Residents
@@ -60,10 +62,15 @@ class DynamicTable(OverRows):
         self._step_rows, self._occurrences = NO_ROWS, NO_COUNTS
         self._inserted, self._refused = NO_IDS, 0
         self._events: Counter[str] = Counter()
+        self._next = 0
+        # Made where rows are in a store and may expire there.
+        self._cold: ColdRows | None = None
+        self._rows_max = settings.rows_max
 
     @property
     def memory_bytes(self) -> int:
-        return self.rows.memory_bytes + (0 if self.admission is None else self.admission.memory_bytes)
+        filter_bytes = 0 if self.admission is None else self.admission.memory_bytes
+        return self.rows.memory_bytes + filter_bytes + (0 if self._cold is None else self._cold.memory_bytes)
 
     def begin(self, united: United, step: int, vectors: NDArray[np.float32]) -> None:
         self._occurrences = united.occurrences
@@ -111,6 +118,7 @@ class DynamicTable(OverRows):
             self.admission.undo()
 
     def at(self, step: int) -> None:
+        self._next = step
         self.rows.at(step)
 
     def end(self, step: int) -> None:
@@ -119,9 +127,13 @@ class DynamicTable(OverRows):
             self.admission.end(step)
         if self._expiry is not None:
             rows = self.rows.in_turn(step, self._expiry.sweep_steps)
+            if self._cold is not None:
+                rows = self._cold.join(rows, step)
             self.rows.fade(rows, step)
             gone, reasons = expired(self._expiry, self._rule, rows, step)
-            self.rows.compact(self.rows.remove(rows.ids[gone]))
+            self.rows.compact(self.rows.bury(rows.ids[gone]))
+            if self._cold is not None:
+                self._cold.bury(rows.ids[gone], step)
             self._events.update({f"expired_{reason}": count for reason, count in reasons.items()})
 
     def take_events(self) -> Mapping[str, int]:
@@ -138,4 +150,20 @@ class DynamicTable(OverRows):
 
     def evict(self, ids: NDArray[np.uint64]) -> int:
         """Lets go of rows; see `EmbeddingTable.evict`."""
+        if self._cold is not None:
+            self._cold.leave(self.rows.copies(self._cold.soon(ids, self._next)), self._next)
         return self.rows.evict(ids)
+
+    def offer(self, rows: TableRows, step: int, whole: int, oldest: int) -> None:
+        """Takes the store's rows that expiry looks at after `step`, the next one; see `ColdRows.offer`.
+
+        The first call says that rows are in a store: from then on each step has to be preceded by one.
+        """
+        assert self._expiry is not None, "nothing else looks at rows by itself"
+        if self._cold is None:
+            self._cold = ColdRows(self.name, self._rows_max, self._expiry.sweep_steps)
+        self._cold.offer(rows, step, whole, oldest)
+
+    def without_expired(self, values: TableRows, whole: int) -> TableRows:
+        """Of pulled rows those that have not expired since; see `ColdRows.without_expired`."""
+        return values if self._cold is None else self._cold.without_expired(values, whole)

@@ -251,9 +251,21 @@ class SparseNet:
     def evict(self, table: str, ids: NDArray[np.uint64]) -> int:
         """Lets go of rows of a table with `memory_bytes_max`; see `EmbeddingTable.evict`."""
         self._between_steps()
+        return self._bounded(table).evict(ids)
+
+    def offer(self, table: str, rows: TableRows, step: int, whole: int, oldest: int) -> None:
+        """Before `step`, hands over what expiry looks at after it of a store's rows; see `DynamicTable.offer`."""
+        self._between_steps()
+        self._bounded(table).offer(rows, step, whole, oldest)
+
+    def without_expired(self, table: str, values: TableRows, whole: int) -> TableRows:
+        """Of rows pulled for a table with `memory_bytes_max`, those that are still; see `ColdRows.without_expired`."""
+        return self._bounded(table).without_expired(values, whole)
+
+    def _bounded(self, table: str) -> DynamicTable:
         found = self._banks[table].table
         assert isinstance(found, DynamicTable), "only tables whose rows come and go have a bound on memory"
-        return found.evict(ids)
+        return found
 
     def remove(self, table: str, ids: NDArray[np.uint64]) -> int:
         """Removes rows; the next cut reports them as tombstones; see `EmbeddingTable.remove`."""

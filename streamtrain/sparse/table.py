@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from streamtrain.errors import ConfigError
 from streamtrain.log.record import TableRows
 from streamtrain.sparse.arena import Arena, fill_absent, gather_weights, start_tails
+from streamtrain.sparse.cold import taken
 from streamtrain.sparse.copies import Copies
 from streamtrain.sparse.crew import pieces, share
 from streamtrain.sparse.decay import RowDecay
@@ -318,6 +319,13 @@ class EmbeddingTable:
         tombstones = removed[~np.isin(removed, ids)]
         return TableRows(ids, values.weights, values.slots, values.counts, values.last_steps, tombstones)
 
+    def copies(self, ids: NDArray[np.uint64]) -> TableRows:
+        """Copies of the rows of ids (`[N]` uint64); those that have none here are passed over."""
+        ids = as_input(ids, np.uint64)
+        rows = self._index.find(ids)
+        there = rows >= 0
+        return self._arena.gather(ids[there], rows[there])
+
     def export(self) -> TableRows:
         """A copy of every row, in the order of row numbers. No tombstones."""
         rows = self._index.live_rows()
@@ -368,7 +376,7 @@ class EmbeddingTable:
         """
         self._check(values)
         if len(self._removed):
-            values = _select(values, ~self._removed.contains(values.ids))
+            values = taken(values, ~self._removed.contains(values.ids))
         return self._claim(values.ids, values)[2]
 
     def evict(self, ids: NDArray[np.uint64]) -> int:
@@ -390,7 +398,16 @@ class EmbeddingTable:
           TableFull: more ids were removed since the last cut than twice `rows_max`; nothing was removed now.
         """
         ids = as_input(ids, np.uint64)
-        self._removed.add_missing(ids[self.contains(ids)])
+        return self.bury(ids[self.contains(ids)])
+
+    def bury(self, ids: NDArray[np.uint64]) -> int:
+        """As `remove`, of rows that may be in a store alone: the next cut reports every id as a tombstone.
+
+        Returns:
+          How many of the rows were here.
+        """
+        ids = as_input(ids, np.uint64)
+        self._removed.add_missing(ids)
         rows = self._index.erase(ids)
         self._dirty.unmark(rows)
         return int(np.count_nonzero(rows >= 0))
@@ -424,13 +441,3 @@ class EmbeddingTable:
                 f"tables.{self.name}: the rows have {found[0]} weights and {found[1]} optimizer floats, the settings "
                 f"say {self.dim} and {self.slots}; dim and optimizer of a model that has learned cannot change"
             )
-
-
-def _select(values: TableRows, wanted: NDArray[np.bool_]) -> TableRows:
-    return TableRows(
-        values.ids[wanted],
-        values.weights[wanted],
-        values.slots[wanted],
-        values.counts[wanted],
-        values.last_steps[wanted],
-    )

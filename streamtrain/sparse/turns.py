@@ -14,7 +14,16 @@ from streamtrain.sparse.index import Index
 from streamtrain.sparse.jit import kernel
 from streamtrain.sparse.probing import GOLDEN
 
-__all__ = ["rows_in_turn", "share_of", "slots_in_share", "tags_of"]
+__all__ = [
+    "TAGS",
+    "in_order",
+    "rows_in_turn",
+    "share_of",
+    "slots_in_share",
+    "tags_in_turn",
+    "tags_of",
+    "until_turn",
+]
 
 TAGS = 2**32
 HALF, LOW, ONE, EMPTY = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(1), np.uint64(0)
@@ -27,9 +36,21 @@ def share_of(size: int, step: int, every: int) -> tuple[int, int]:
     return turn * size // every, (turn + 1) * size // every
 
 
+def tags_in_turn(step: int, every: int) -> tuple[int, int]:
+    """The tags (first, end) whose turn it is at `step`."""
+    return share_of(TAGS, step, every)
+
+
+def until_turn(ids: NDArray[np.uint64], step: int, every: int) -> NDArray[np.int64]:
+    """How many steps (`[N]` int64, below `every`) there are from `step` to the one at which it is an id's turn."""
+    # The last turn whose first tag is not behind the id's.
+    turns = ((tags_of(ids) + ONE) * np.uint64(every) - ONE) >> HALF
+    return (turns.astype(np.int64) - step) % every
+
+
 def rows_in_turn(index: Index, step: int, every: int) -> NDArray[np.int32]:
     """The rows (`[N]` int32) of the ids whose turn it is, by tag and then id."""
-    first, end = share_of(TAGS, step, every)
+    first, end = tags_in_turn(step, every)
     rows = np.empty(ROWS_FIRST, np.int32)
     bits, split = index.layout
     where = np.uint64(bits), np.uint64(split), np.uint64(first), np.uint64(end)
@@ -37,7 +58,12 @@ def rows_in_turn(index: Index, step: int, every: int) -> NDArray[np.int32]:
         rows = np.empty(count, np.int32)
     rows = rows[:count]
     ids = index.row_ids[rows]
-    return rows[np.lexsort((ids, tags_of(ids)))]
+    return rows[in_order(ids)]
+
+
+def in_order(ids: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """What puts ids (`[N]` uint64) in the order of sweeps: by tag and then id."""
+    return np.lexsort((ids, tags_of(ids)))
 
 
 def tags_of(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -11,7 +11,7 @@ from streamtrain.log.record import TableRows
 from streamtrain.sparse.turns import tags_of
 from streamtrain.store.packing import ID_BYTES, value_dtype
 
-__all__ = ["KEY_BYTES", "keys_of", "pack", "unpack"]
+__all__ = ["KEY_BYTES", "key_of", "keys_of", "pack", "unpack"]
 
 # Tags first, so that a part of their space lies together: ids in the order in which sweeps look at them (sparse/turns.py).
 _KEY = np.dtype([("tag", ">u4"), ("id", ">u8")])
@@ -25,6 +25,11 @@ def keys_of(ids: NDArray[np.uint64]) -> list[bytes]:
     keys["tag"], keys["id"] = tags_of(ids), ids
     found: list[bytes] = keys.view(f"V{KEY_BYTES}").tolist()
     return found
+
+
+def key_of(tag: int) -> bytes:
+    """What no key of an id with this tag, or a larger one, is less than; for 2^32, no key at all."""
+    return tag.to_bytes(4, "big") if tag < 1 << 32 else b"\xff" * (KEY_BYTES + 1)
 
 
 def pack(rows: TableRows, part: slice) -> Iterator[tuple[bytes, bytes]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,16 @@ from streamtrain.errors import StoreBehind, StoreRefused
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.sparse.turns import tags_of
 from streamtrain.store.lmdb_file import LmdbFile
-from streamtrain.store.lmdb_packing import keys_of, pack, unpack
+from streamtrain.store.lmdb_packing import key_of, keys_of, pack, unpack
 from streamtrain.store.packing import unpack_values
 from streamtrain.store.shares import check_tables
-from streamtrain.store.store import StoreDescription
+from streamtrain.store.store import StoreDescription, Unused
 
 __all__ = ["LmdbRows"]
 
 _ROWS_MAX = 1 << 16  # rows that exist as Python objects at once
+_SCANNED_MAX = 1 << 12
+"""Rows that are read in order at once, which takes a few milliseconds."""
 
 
 class LmdbRows:
@@ -116,6 +121,26 @@ class LmdbRows:
         at = np.cumsum(there) - 1
         wanted = at[place[there[place]]]
         return there[place], unpack_values(found[wanted], values[wanted])
+
+    def scan(
+        self, table: str, key: bytes, end: int, unused: Unused | None, epoch_min: int
+    ) -> tuple[TableRows, bytes | None]:
+        """A piece of what `Store.scan` reads: from `key` on, below tag `end`; and the key of the next one, or None."""
+        with self._file.reading() as txn:
+            epoch = self._epoch(txn)
+            if epoch is None or epoch < epoch_min:
+                raise self._behind(epoch, epoch_min)
+            cursor = txn.cursor(self._file.tables[table])
+            held = list(islice(cursor, _SCANNED_MAX)) if cursor.set_range(key) else []
+        count = bisect_left(held, key_of(end), key=itemgetter(0))
+        try:
+            ids, values = unpack(held[:count], *self._opened.tables[table])
+        except ValueError as error:
+            raise self._file.damaged(f"table {table!r}: {error}") from error
+        wanted = slice(None) if unused is None else unused.among(values["last_step"])
+        # No key of the same length lies between a key and itself with a zero behind it.
+        following = held[-1][0] + b"\0" if count == _SCANNED_MAX else None
+        return unpack_values(ids[wanted], values[wanted]), following
 
     def used_bytes(self) -> int:
         """Of the file, what is or was in use; pages of removed rows are used again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from streamtrain.errors import StoreRefused, StoreUnavailable
 from streamtrain.log.lock_file import LockFile, LockHeld
 from streamtrain.log.record import EpochRecord, TableRows
+from streamtrain.sparse.cold import joined
+from streamtrain.store.lmdb_packing import key_of
 from streamtrain.store.lmdb_rows import LmdbRows
 from streamtrain.store.settings import StoreSettings
-from streamtrain.store.store import StoreDescription, StoreInfo
+from streamtrain.store.store import StoreDescription, StoreInfo, Unused
 
 __all__ = ["LmdbStore"]
 
@@ -80,6 +83,18 @@ class LmdbStore:
         self, table: str, ids: NDArray[np.uint64], epoch_min: int = 0
     ) -> tuple[NDArray[np.bool_], TableRows]:
         return await self._run(self._reader, lambda: self._held[0].pull(table, ids, epoch_min))
+
+    async def scan(
+        self, table: str, tags: tuple[int, int], unused: Unused | None, epoch_min: int
+    ) -> TableRows:
+        parts: list[TableRows] = []
+        key: bytes | None = key_of(tags[0])
+        while key is not None:
+            # One piece at a time: what a chunk waits for comes in between.
+            piece = partial(self._held[0].scan, table, key, tags[1], unused, epoch_min)
+            rows, key = await self._run(self._reader, piece)
+            parts.append(rows)
+        return joined(parts)
 
     async def info(self) -> StoreInfo:
         used = await self._run(self._reader, self._held[0].used_bytes)

@@ -12,14 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
+from streamtrain.sparse.turns import tags_of
 
 __all__ = [
     "BYTES_MAX",
     "ID_BYTES",
     "ROWS_MAX",
+    "TAG_BYTES",
     "Grouped",
     "group",
     "pack_rows",
+    "pack_tags",
     "shard_of",
     "unpack_values",
     "value_dtype",
@@ -32,7 +35,7 @@ _HALF = np.uint64(32)
 ROWS_MAX, BYTES_MAX = 2048, 1 << 20
 """Bounds on one call, so that a script holds the single-threaded server for a few milliseconds at most."""
 
-ID_BYTES = 8
+ID_BYTES, TAG_BYTES = 8, 4
 
 
 def shard_of(ids: NDArray[np.uint64], shards: int) -> NDArray[np.uint16]:
@@ -86,6 +89,11 @@ def pack_rows(rows: TableRows, index: NDArray[np.int64]) -> bytes:
     packed["value"]["count"] = rows.counts[index]
     packed["value"]["last_step"] = rows.last_steps[index]
     return packed.tobytes()
+
+
+def pack_tags(ids: NDArray[np.uint64]) -> bytes:
+    """The tags of ids, 4 bytes each, as strings in their order."""
+    return tags_of(ids).astype(">u4").tobytes()
 
 
 def unpack_values(ids: NDArray[np.uint64], values: NDArray[np.void]) -> TableRows:

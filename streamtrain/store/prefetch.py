@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.errors import StoreBehind, StoreUnavailable
 from streamtrain.layout import Layout
 from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.sparse.wanted import RowsWanted
 from streamtrain.store.applier import StoreApplier
+from streamtrain.store.patience import Patience
 from streamtrain.store.progress import Progress
 from streamtrain.store.store import Store
 from streamtrain.store.tier import Tier
 
 __all__ = ["Fetched", "StorePrefetch"]
-
-logger = logging.getLogger(__name__)
-
-_PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +31,12 @@ class Fetched:
     Attributes:
       evicted: by table, ids (`[E]` uint64) whose rows it lets go of.
       rows: by table, rows that it takes in.
+      whole: the store had all steps before this one when they were pulled.
     """
 
     evicted: Mapping[str, NDArray[np.uint64]]
     rows: Mapping[str, TableRows]
+    whole: int = 0
 
 
 class StorePrefetch:
@@ -69,7 +66,8 @@ class StorePrefetch:
         metrics: Metrics,
         tiers: Mapping[str, Tier] | None = None,
     ) -> None:
-        self._store, self._applier, self._progress, self._metrics = store, applier, progress, metrics
+        self._store, self._progress, self._metrics = store, progress, metrics
+        self._patience = Patience(applier, progress, metrics)
         self._wanted, self._tiers = wanted, tiers or {}
         self._slots: dict[str, list[str]] = {}
         named = [(c.table, c.name) for c in layout.pooled] + [(s.table, s.name) for s in layout.sequences]
@@ -84,6 +82,7 @@ class StorePrefetch:
         A store that does not answer is waited for: learning pauses, it never goes on with default rows.
         """
         self._batch += 1
+        whole = self._progress.step
         evicted: dict[str, NDArray[np.uint64]] = {}
         rows: dict[str, TableRows] = {}
         for table, slots in self._slots.items():
@@ -94,31 +93,8 @@ class StorePrefetch:
                 new = self._wanted[table].new(new)
             if len(new):
                 begin = time.perf_counter()
-                _, rows[table] = await self._pull(table, new)
+                _, rows[table] = await self._patience.insist(partial(self._store.pull, table, new))
                 self._metrics.store_pulled.inc(len(rows[table].ids))
                 self._metrics.tier_stalls.labels("rows").inc()
                 self._metrics.tier_stall_seconds.labels("rows").inc(time.perf_counter() - begin)
-        return Fetched(evicted, rows)
-
-    async def _pull(self, table: str, ids: np.ndarray) -> tuple[np.ndarray, TableRows]:
-        pause_s = _PAUSE_FIRST_S
-        while True:
-            try:
-                return await self._store.pull(table, ids, self._progress.epoch)
-            except (StoreBehind, StoreUnavailable) as error:
-                if pause_s == _PAUSE_FIRST_S:
-                    logger.warning("training pauses, rows cannot be pulled: %s", error)
-                self._metrics.store_errors.inc()
-                await self._mend(error, pause_s)
-                pause_s = min(pause_s * 2, _PAUSE_MAX_S)
-
-    async def _mend(self, error: StoreBehind | StoreUnavailable, pause_s: float) -> None:
-        """Repairs a shard that lost rows; waits for a store that does not answer."""
-        if isinstance(error, StoreBehind):
-            try:
-                await self._applier.repair(self._progress.epoch)
-                logger.warning("the store was repaired from the log, training goes on")
-                return
-            except StoreUnavailable:
-                pass
-        await asyncio.sleep(pause_s)
+        return Fetched(evicted, rows, whole)

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
 from streamtrain.log.record import EpochRecord, TableRows
+from streamtrain.sparse.turns import TAGS
 from streamtrain.store.checks import check_servers, memory
-from streamtrain.store.packing import BYTES_MAX, ROWS_MAX, group, unpack_values, value_dtype
+from streamtrain.store.node import Argument
+from streamtrain.store.packing import BYTES_MAX, ROWS_MAX, TAG_BYTES, group, unpack_values, value_dtype
 from streamtrain.store.router import Router
-from streamtrain.store.scripts import APPLY, BEGIN, CLAIM, PULL, STATE, Script
+from streamtrain.store.scripts import APPLY, BEGIN, CLAIM, PULL, SCAN, STATE, Script
 from streamtrain.store.settings import StoreSettings
 from streamtrain.store.shares import Shares
-from streamtrain.store.store import StoreDescription, StoreInfo
+from streamtrain.store.store import StoreDescription, StoreInfo, Unused
 
 __all__ = ["RedisStore"]
 
@@ -87,7 +89,7 @@ class RedisStore:
 
         async def pull_chunk(shard: int, index: NDArray[np.int64]) -> None:
             packed = ids[index].astype("<u8", copy=False).tobytes()
-            _, _, present, blob = await self._pull(shard, table, epoch_min, value.itemsize, packed)
+            _, _, present, blob = await self._read(PULL, shard, table, epoch_min, value.itemsize, packed)
             hit = np.frombuffer(present, np.uint8) == ord("1")
             if len(hit) != len(index) or len(blob) != value.itemsize * np.count_nonzero(hit):
                 raise StoreUnavailable(
@@ -105,6 +107,29 @@ class RedisStore:
         await _all("pull", chunks)
         return found, unpack_values(ids[found], values[found])
 
+    async def scan(
+        self, table: str, tags: tuple[int, int], unused: Unused | None, epoch_min: int
+    ) -> TableRows:
+        value = value_dtype(*self._opened.tables[table])
+        count = max(1, min(ROWS_MAX, BYTES_MAX // value.itemsize))
+        end = b"+" if tags[1] == TAGS else b"(" + tags[1].to_bytes(TAG_BYTES, "big")
+        which = (b"-", b"-") if unused is None else (unused.step, unused.steps)
+
+        async def scan_shard(shard: int) -> tuple[bytes, bytes]:
+            ids, values, start = [], [], b"[" + tags[0].to_bytes(TAG_BYTES, "big")
+            while start != b"(":
+                answer = await self._read(
+                    SCAN, shard, table, epoch_min, value.itemsize, start, end, count, *which
+                )
+                ids.append(answer[2])
+                values.append(answer[3])
+                start = b"(" + answer[4]
+            return b"".join(ids), b"".join(values)
+
+        held = await _all("scan", (scan_shard(shard) for shard in range(self._opened.shards)))
+        ids, values = (b"".join(parts) for parts in zip(*held, strict=True))
+        return unpack_values(np.frombuffer(ids, "<u8"), np.frombuffer(values, value))
+
     @property
     def _opened(self) -> StoreDescription:
         assert self._description is not None, "open comes first"
@@ -112,7 +137,9 @@ class RedisStore:
 
     async def _claim(self, shard: int) -> None:
         description = self._opened
-        status, held = await self._run(CLAIM, shard, description.text())
+        status, held = await self._run(
+            CLAIM, shard, description.text(), ",".join(sorted(description.scanned))
+        )
         if status == b"mismatch":
             raise StoreRefused(
                 f"shard {shard} of the store was filled as {held.decode(errors='replace')}, but this configuration says "
@@ -159,8 +186,10 @@ class RedisStore:
                 raise _behind(shard, _epoch(epoch), shares.epoch - 1)
         return True
 
-    async def _pull(self, shard: int, table: str, epoch_min: int, value_bytes: int, ids: bytes) -> list[Any]:
-        answer = await self._run(PULL, shard, epoch_min, value_bytes, ids, table=table)
+    async def _read(
+        self, script: Script, shard: int, table: str, epoch_min: int, value_bytes: int, *arguments: Argument
+    ) -> list[Any]:
+        answer = await self._run(script, shard, epoch_min, value_bytes, *arguments, table=table)
         if answer[0] in (b"behind", b"unclaimed"):
             raise _behind(shard, _epoch(answer[1]), epoch_min)
         if answer[0] == b"damaged":

@@ -11,7 +11,7 @@ from redis.exceptions import NoScriptError
 from streamtrain.store.node import Argument
 from streamtrain.store.router import Router
 
-__all__ = ["APPLY", "BEGIN", "CLAIM", "PULL", "STATE", "Script"]
+__all__ = ["APPLY", "BEGIN", "CLAIM", "PULL", "SCAN", "STATE", "Script"]
 
 
 class Script:
@@ -44,3 +44,4 @@ STATE = Script("state")
 BEGIN = Script("begin")
 APPLY = Script("apply")
 PULL = Script("pull")
+SCAN = Script("scan")

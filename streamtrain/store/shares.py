@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from streamtrain.errors import StoreRefused
 from streamtrain.log.record import EpochRecord, TableRows
-from streamtrain.store.packing import BYTES_MAX, ID_BYTES, ROWS_MAX, Grouped, group, pack_rows, value_dtype
+from streamtrain.store.packing import (
+    BYTES_MAX,
+    ID_BYTES,
+    ROWS_MAX,
+    TAG_BYTES,
+    Grouped,
+    group,
+    pack_rows,
+    pack_tags,
+    value_dtype,
+)
 from streamtrain.store.store import StoreDescription
 
 __all__ = ["Part", "Shares", "check_tables", "plan"]
@@ -63,6 +75,7 @@ class Shares:
             self._tables[name] = record.tables.get(name) or TableRows.empty(*description.tables[name])
         check_tables(record, description)
         self._values = {name: value_dtype(*shape).itemsize for name, shape in description.tables.items()}
+        self._scanned = description.scanned
         self._grouped: dict[Kind, Grouped] = {}
         for name, rows in self._tables.items():
             self._grouped[name, "rows"] = group(rows.ids, description.shards)
@@ -73,11 +86,13 @@ class Shares:
         sizes: dict[Kind, tuple[int, int]] = {}
         for kind, grouped in self._grouped.items():
             value_bytes = self._values[kind[0]] if kind[1] == "rows" else 0
-            sizes[kind] = (len(grouped.shard(shard)), ID_BYTES + value_bytes)
+            tag_bytes = TAG_BYTES if kind[0] in self._scanned else 0
+            sizes[kind] = (len(grouped.shard(shard)), ID_BYTES + value_bytes + tag_bytes)
         return plan(sizes, ROWS_MAX, BYTES_MAX)
 
     def arguments(self, shard: int, part: Part) -> list[int | bytes]:
-        """What `apply.lua` takes for each table, in the order of their names: value bytes, rows, tombstones.
+        """What `apply.lua` takes for each table, in the order of their names: value bytes, rows, tombstones,
+        tags of both.
 
         May read from disk, where the record lies in a mapped file.
         """
@@ -88,7 +103,10 @@ class Shares:
                 for what in ("rows", "tombstones")
             )
             removed = rows.tombstones[gone].astype("<u8", copy=False).tobytes()
-            arguments += [self._values[name], pack_rows(rows, kept), removed]
+            tags = b"-"
+            if name in self._scanned:
+                tags = pack_tags(np.concatenate([rows.ids[kept], rows.tombstones[gone]]))
+            arguments += [self._values[name], pack_rows(rows, kept), removed, tags]
         return arguments
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from streamtrain.log.record import EpochRecord, TableRows
 
-__all__ = ["FORMAT", "Store", "StoreDescription", "StoreInfo"]
+__all__ = ["FORMAT", "Store", "StoreDescription", "StoreInfo", "Unused"]
 
 FORMAT = 1
 """Of keys and values in the store; `docs/store.md`."""
@@ -24,17 +24,19 @@ _MODEL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class StoreDescription:
-    """What a store holds rows of. Never changes for a model.
+    """What a store holds rows of. But for `scanned` it never changes for a model.
 
     Attributes:
       model_id: 1 to 64 of letters, digits, `.`, `_` and `-`.
       tables: by name, (floats of weights, floats of optimizer slots) of a row.
       shards: slices of every table.
+      scanned: tables that `Store.scan` is asked for. A store that was filled for others may have to be filled again.
     """
 
     model_id: str
     tables: Mapping[str, tuple[int, int]]
     shards: int
+    scanned: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         # A brace in the id would change the hash tag, and so split a shard over nodes.
@@ -44,9 +46,26 @@ class StoreDescription:
             raise ValueError(f"a store has one table or more and 1 to 1024 shards, not {self.shards}")
 
     def text(self) -> str:
-        """The same for the same description; each shard keeps it, and refuses another."""
+        """The same for the same description but for `scanned`; each shard keeps it, and refuses another."""
         tables = {name: list(self.tables[name]) for name in sorted(self.tables)}
         return json.dumps({"format": FORMAT, "shards": self.shards, "tables": tables}, sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """Rows that were not updated for a while.
+
+    Attributes:
+      step: when they are looked at, modulo 2^32.
+      steps: for more than so many steps, below 2^31.
+    """
+
+    step: int
+    steps: int
+
+    def among(self, last_steps: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Which rows (`[N]` bool), by their last steps."""
+        return np.uint32(self.step) - last_steps > np.uint32(self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +150,24 @@ class Store(Protocol):
         Raises:
           StoreBehind: a shard has not reached `epoch_min`, or holds nothing that can be trusted.
           StoreRefused, StoreUnavailable: as `open`; no answer is ever read as 'no such row'.
+        """
+        ...
+
+    async def scan(
+        self, table: str, tags: tuple[int, int], unused: Unused | None, epoch_min: int
+    ) -> TableRows:
+        """Reads the rows whose ids lie in a part of the space of tags.
+
+        An epoch that is applied meanwhile may be in the answer in part: each row, by itself, is that of the epoch of some
+        moment of the call.
+
+        Args:
+          table: one of `StoreDescription.scanned`.
+          tags: (first, end), 0 <= first <= end <= 2^32; see `tags_of` in `sparse/turns.py`.
+          unused: leave others out.
+          epoch_min: as `pull`.
+
+        Raises: as `pull`.
         """
         ...
 

@@ -25,11 +25,13 @@ class Item:
       decoded: the chunk.
       pulled: by table, the rows that were pulled for it.
       evicted: by table, ids (`[E]` uint64) whose rows leave memory before these come in.
+      whole: the store had all steps before this one when they were pulled.
     """
 
     decoded: DecodedChunk
     pulled: Mapping[str, TableRows] = field(default_factory=dict)
     evicted: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
+    whole: int = 0
 
 
 @dataclass(frozen=True, slots=True)

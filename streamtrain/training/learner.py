@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from streamtrain.samples.minibatch import Minibatch
 from streamtrain.sources import DataLoss
 from streamtrain.sparse.crew import set_threads
 from streamtrain.sparse.net import SparseNet
+from streamtrain.store.sweeps import Share
 from streamtrain.trace import SILENT, Spans
 from streamtrain.training.epochs import EpochBuilder
 from streamtrain.training.prequential import Prequential
@@ -216,6 +217,20 @@ class Learner:
         for table, gone in ids.items():
             if len(gone):
                 self.sparse.evict(table, gone)
+
+    def offer(self, share: Share, oldest: int) -> None:
+        """Takes what expiry looks at after the next step of the store's rows; see `ColdRows.offer`."""
+        for table, rows in share.rows.items():
+            self.sparse.offer(table, rows, share.step, share.whole, oldest)
+
+    def without_expired(
+        self, rows: Mapping[str, TableRows], whole: int, tables: Collection[str]
+    ) -> dict[str, TableRows]:
+        """Of pulled rows, those that have not expired since the store had all steps before `whole`; `tables` have expiry."""
+        return {
+            table: self.sparse.without_expired(table, pulled, whole) if table in tables else pulled
+            for table, pulled in rows.items()
+        }
 
     def insert_pulled(self, rows: Mapping[str, TableRows]) -> None:
         """Takes rows that the store had; a row that is in memory already is newer and stays."""

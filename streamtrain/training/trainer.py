@@ -13,9 +13,10 @@ from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.sources import DataLoss
 from streamtrain.store.progress import Progress
+from streamtrain.store.sweeps import Share, Sweeps
 from streamtrain.training.committer import Committer
 from streamtrain.training.guard import QuarantineGuard, describe
-from streamtrain.training.handoff import End, Handoff
+from streamtrain.training.handoff import End, Handoff, Item
 from streamtrain.training.learner import Learner
 from streamtrain.training.pulse import Pulse
 from streamtrain.training.settings import TrainingSettings
@@ -44,6 +45,7 @@ class Trainer:
       epoch_interval_s: least time between two cuts.
       metrics: counts.
       progress: told with each cut which chunks it holds whole; None where nobody asks.
+      sweeps: brings the rows that expiry looks at and that are in the store; None where there are none.
 
     Attributes:
       pulse: beats after each step and each look for samples; rests while the log takes its time.
@@ -58,13 +60,16 @@ class Trainer:
         epoch_interval_s: float,
         metrics: Metrics,
         progress: Progress | None = None,
+        sweeps: Sweeps | None = None,
     ) -> None:
         self._learner, self._handoff, self._committer, self._metrics = learner, handoff, committer, metrics
         self._stages = metrics.stages
         self._minibatcher = Minibatcher(settings.batch_size, settings.linger_ms)
         self._guard = QuarantineGuard(settings.quarantine_max)
         self._interval_s = epoch_interval_s
-        self._progress = progress
+        self._progress, self._sweeps = progress, sweeps
+        # The step for which a share of the store's rows is there; what the store had when rows were last pulled.
+        self._offered, self._whole = -1, 0
         # Numbers of the chunks that have come, and of those of which samples may still wait for their minibatch.
         self._taken = 0
         self._waiting: deque[int] = deque()
@@ -96,7 +101,8 @@ class Trainer:
             ended = self._take(self._wait_s())
             self._learn_ready()
             self._cut_if_due()
-        if not self._stop.is_set() and (last := self._minibatcher.flush()) is not None:
+        ready = not self._stop.is_set() and self._share_taken()
+        if ready and (last := self._minibatcher.flush()) is not None:
             self._learn(last)
         if self._learner.epochs.pending:
             self._submit()
@@ -126,9 +132,16 @@ class Trainer:
         elif item is not None:
             with self._stages.busy("train"):
                 self._learner.evict(item.evicted)
-                self._learner.insert_pulled(item.pulled)
+                self._insert(item)
                 self._add(item.decoded)
         return False
+
+    def _insert(self, item: Item) -> None:
+        pulled = item.pulled
+        if self._sweeps is not None:
+            pulled = self._learner.without_expired(pulled, item.whole, self._sweeps.tables)
+            self._whole = item.whole
+        self._learner.insert_pulled(pulled)
 
     def _add(self, chunk: DecodedChunk) -> None:
         before = self._minibatcher.chunks
@@ -139,8 +152,12 @@ class Trainer:
 
     def _skip(self, loss: DataLoss) -> None:
         """Goes on behind a gap. What came before it is cut first: a replay then has the gap where its epoch begins."""
-        while (minibatch := self._minibatcher.flush()) is not None:
+        while self._share_taken():
+            if (minibatch := self._minibatcher.flush()) is None:
+                break
             self._learn(minibatch)
+        else:
+            return
         if self._learner.epochs.pending:
             self._submit()
         self._learner.skip(loss)
@@ -149,13 +166,36 @@ class Trainer:
             self._metrics.data_losses.labels(gap.reason).inc()
 
     def _learn_ready(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.is_set() and self._share_taken():
             with self._stages.busy("train"):
                 minibatch = self._minibatcher.take(time.monotonic() * 1000)
             if minibatch is None:
                 return
             self._learn(minibatch)
             self._cut_if_due()
+
+    def _share_taken(self) -> bool:
+        """Waits for what expiry looks at after the next step of the store's rows; False: `stop` came first."""
+        if self._sweeps is None or (step := self._learner.epochs.step) == self._offered:
+            return True
+        share = self._sweeps.take(step, 0.0) or self._share_awaited(self._sweeps, step)
+        if share is None:
+            return False
+        self._learner.offer(share, min(share.whole, self._whole))
+        self._offered = step
+        return True
+
+    def _share_awaited(self, sweeps: Sweeps, step: int) -> Share | None:
+        begin, share = time.perf_counter(), None
+        while share is None and not self._stop.is_set():
+            with self.pulse.resting(), self._stages.waits("train", "input"):
+                share = sweeps.take(step, _POLL_S)
+            # What is learned becomes durable meanwhile.
+            self._cut_if_due()
+        if self._minibatcher.pending:
+            self._metrics.tier_stalls.labels("expiry").inc()
+            self._metrics.tier_stall_seconds.labels("expiry").inc(time.perf_counter() - begin)
+        return share
 
     def _learn(self, minibatch: Minibatch) -> None:
         self.pulse.beat()
@@ -208,7 +248,9 @@ class Trainer:
         while len(self._waiting) > self._minibatcher.chunks:
             self._waiting.popleft()
         if self._progress is not None:
-            self._progress.cut(record.epoch, self._waiting[0] - 1 if self._waiting else self._taken)
+            self._progress.cut(
+                record.epoch, self._waiting[0] - 1 if self._waiting else self._taken, record.step_next
+            )
         self._cut_at = time.monotonic()
         for name in record.tables:
             self._metrics.table_rows.labels(name).set(self._learner.sparse.rows(name))

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
+from streamtrain.sparse.turns import tags_of
 from streamtrain.store import Store, StoreDescription, StoreSettings, open_store
+from streamtrain.store.store import Unused
 from tests.reference_store import DIMS, DictRows, as_dict, random_record, record_of, rows_of
 from tests.servers import LmdbFolder, RedisCluster, RedisServer
 
@@ -46,11 +48,16 @@ async def opened(server: Server) -> AsyncIterator[Opener]:
     """Opens stores of one model, or of another when told; closes them."""
     stores: list[Store] = []
 
-    async def open_one(model_id: str = "model-of-the-test", shards: int = SHARDS, **options: object) -> Store:
+    async def open_one(
+        model_id: str = "model-of-the-test",
+        shards: int = SHARDS,
+        scanned: frozenset[str] = frozenset({"items"}),
+        **options: object,
+    ) -> Store:
         store = open_store(StoreSettings(url=server.url, **options))  # type: ignore[arg-type]
         assert store is not None
         stores.append(store)
-        await store.open(StoreDescription(model_id, DIMS, shards))
+        await store.open(StoreDescription(model_id, DIMS, shards, scanned))
         return store
 
     yield open_one
@@ -135,6 +142,93 @@ async def test_more_rows_than_a_call_takes_go_in_several(opened: Opener) -> None
     )
     found, _ = await store.pull("items", rows.ids)
     assert np.array_equal(found, rows.ids < 9_000)
+
+
+def in_tags(rows: dict[int, tuple[bytes, ...]], first: int, end: int) -> dict[int, tuple[bytes, ...]]:
+    return {
+        id_: row for id_, row in rows.items() if first <= int(tags_of(np.array([id_], np.uint64))[0]) < end
+    }
+
+
+async def test_a_scan_answers_what_lies_in_a_part_of_the_tags_whatever_was_applied(
+    opened: Opener, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamtrain.store.redis_store.ROWS_MAX", 7)
+    monkeypatch.setattr("streamtrain.store.lmdb_rows._SCANNED_MAX", 7)
+    store, oracle = await opened(), DictRows()
+    await store.load_base(random_record(0, rows=150))
+    oracle.write(random_record(0, rows=150))
+    for epoch in range(1, 5):
+        await store.apply(random_record(epoch, rows=40))
+        oracle.write(random_record(epoch, rows=40))
+        for tags in [(0, 2**32), (0, 2**30), (2**30, 2**32 - 1), (2**31, 2**31), (2**32 - 2**28, 2**32)]:
+            rows = await store.scan("items", tags, None, epoch)
+            assert len(np.unique(rows.ids)) == len(rows.ids)
+            assert as_dict(rows) == in_tags(oracle.rows["items"], *tags)
+    with pytest.raises(StoreBehind, match="epoch 4, needed is epoch 5"):
+        await store.scan("items", (0, 2**32), None, 5)
+
+
+async def test_a_scan_leaves_out_what_was_used_lately_with_steps_modulo_2_to_the_32(opened: Opener) -> None:
+    store = await opened()
+    rows = rows_of(range(1, 6), *DIMS["items"])
+    rows.last_steps[:] = [95, 89, 90, 2**32 - 5, 2**31 + 5]
+    await store.load_base(record_of(0, {"items": rows}))
+    for unused, ids in [
+        (Unused(100, 10), [2, 4, 5]),
+        (Unused(2, 6), [1, 2, 3, 4, 5]),
+        (Unused(2, 7), [1, 2, 3, 5]),
+    ]:
+        found = await store.scan("items", (0, 2**32), unused, 0)
+        assert sorted(found.ids.tolist()) == ids
+
+
+async def test_ids_of_one_tag_are_all_found_however_few_a_call_takes(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamtrain.store.redis_store.ROWS_MAX", 2)
+    monkeypatch.setattr("streamtrain.store.lmdb_rows._SCANNED_MAX", 2)
+    store = await opened()
+    # The tag is the upper half of a product; these are what the products come from.
+    products = (np.uint64(77) << np.uint64(32)) | np.arange(1, 9, dtype=np.uint64)
+    mixed = products * np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
+    ids = mixed ^ (mixed >> np.uint64(32))
+    assert np.unique(tags_of(ids)).tolist() == [77]
+    await store.load_base(record_of(0, {"items": rows_of([*ids.tolist(), 5], *DIMS["items"])}))
+    assert sorted((await store.scan("items", (77, 78), None, 0)).ids.tolist()) == sorted(ids.tolist())
+    assert not len((await store.scan("items", (78, 79), None, 0)).ids)
+
+
+@redis_only
+async def test_an_order_that_lost_ids_is_noticed_and_repaired(
+    opened: Opener, server: RedisServer | RedisCluster
+) -> None:
+    store, base = await opened(), random_record(0, rows=100)
+    await store.load_base(base)
+    nodes = [server] if isinstance(server, RedisServer) else server.nodes
+    node = next(node for node in nodes if node.cli("KEYS", "*:order"))
+    key = node.cli("KEYS", "*:order").splitlines()[0]
+    shard = int(key.split(".")[1].split("}")[0])
+    node.cli("DEL", key)
+    with pytest.raises(StoreBehind, match=f"shard {shard}"):
+        await store.scan("items", (0, 2**32), None, 0)
+    assert (await store.applied_epochs())[shard] is None
+    await store.load_base(base)
+    assert as_dict(await store.scan("items", (0, 2**32), None, 0)) == as_dict(base.tables["items"])
+
+
+@redis_only
+async def test_a_store_that_was_filled_without_an_order_is_filled_again_where_one_is_needed(
+    opened: Opener,
+) -> None:
+    base = random_record(0, rows=100)
+    for scanned in (frozenset[str](), frozenset({"items"}), frozenset[str](), frozenset({"items"})):
+        store = await opened(scanned=scanned)
+        assert await store.applied_epoch() is None
+        await store.load_base(base)
+        await (again := await opened(scanned=scanned)).close()
+        assert again is not store and await store.applied_epoch() == 0
+    assert as_dict(await store.scan("items", (0, 2**32), None, 0)) == as_dict(base.tables["items"])
 
 
 async def test_applying_twice_is_applying_once(opened: Opener) -> None:

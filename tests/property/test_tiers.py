@@ -1,6 +1,6 @@
 """Rows that leave memory and come back: a table with a bound is the table without one, however things fall together.
 
-The feed's side is real (prefetch, tier, residents, progress), and so is the table; the store is a dict that applies epochs
+The feed's side is real (prefetch, tier, sweeps, residents, progress), and so is the table; the store is a dict that applies epochs
 late, loses them, and is repaired. What happens next is drawn: a chunk is fed, half a chunk is learned, an epoch is cut, one
 is applied, everything but the log is lost.
 """
@@ -11,8 +11,10 @@ import asyncio
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,15 +27,20 @@ from streamtrain.log.record import FilterRows, TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.batch import Ragged, SampleBatch
 from streamtrain.samples.schema import Schema
+from streamtrain.sparse.cold import AHEAD_STEPS
 from streamtrain.sparse.dynamic import DynamicTable
-from streamtrain.sparse.lifecycle_settings import CountAdmission, Decay
+from streamtrain.sparse.lifecycle_settings import CountAdmission, Decay, Expiry
 from streamtrain.sparse.residents import COUNT_MAX, Residents, rows_within
 from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.stored_ids import StoredIds
+from streamtrain.sparse.turns import tags_of
 from streamtrain.sparse.unite import Uniter
+from streamtrain.store import sweeps as sweeps_module
 from streamtrain.store.applier import StoreStatus
 from streamtrain.store.prefetch import Fetched, StorePrefetch
 from streamtrain.store.progress import Progress
+from streamtrain.store.store import Unused
+from streamtrain.store.sweeps import Sweeps
 from streamtrain.store.tier import Tier
 from tests.reference_store import as_dict
 
@@ -42,9 +49,34 @@ RULES: dict[str, dict[str, Any]] = {
     "plain": {},
     "admission": {"admission": CountAdmission(kind="count", threshold=2)},
     "decay": {"decay": Decay(every_steps=2, weights=0.9)},
+    "age": {"expiry": Expiry(after_steps=6, sweep_steps=5)},
+    "age, all at once": {"expiry": Expiry(after_steps=3, sweep_steps=1)},
+    "age, admission": {
+        "expiry": Expiry(after_steps=9, sweep_steps=12),
+        "admission": CountAdmission(kind="count", threshold=2),
+    },
+    "norm, decay": {
+        "expiry": Expiry(norm_min=0.6, norm_after_count=2, sweep_steps=7),
+        "decay": Decay(every_steps=2, weights=0.8, slots=0.9),
+    },
+    "rule, age, admission, decay": {
+        "expiry": Expiry(rule="tests.property.test_tiers:dropped", after_steps=30, sweep_steps=4),
+        "admission": CountAdmission(kind="count", threshold=2),
+        "decay": Decay(every_steps=3, weights=0.9),
+    },
 }
+EXPIRING = [name for name, rules in RULES.items() if "expiry" in rules]
 ROWS_MAX = 8
 NO_FILTER = FilterRows(np.empty(0, np.uint64), np.empty((0, 1), np.uint8))
+
+
+def dropped(
+    weights: np.ndarray, slots: np.ndarray, counts: np.ndarray, last_steps: np.ndarray, step: int
+) -> np.ndarray:
+    """A user's rule that shows whether it got all rows of the share, in order, as they are at the step."""
+    places = np.arange(len(weights)) + int(weights.view(np.uint32).sum() % 7) + step
+    found: np.ndarray = (places % 3 == 0) & (slots[:, 0] > 0)
+    return found
 
 
 def batch(ids: list[int]) -> SampleBatch:
@@ -56,16 +88,18 @@ def batch(ids: list[int]) -> SampleBatch:
 
 @dataclass
 class Epoch:
-    """What a cut says: how many halves of chunks were learned, the rows, and the filter."""
+    """What a cut says: how many halves of chunks were learned, the rows, the filter, and what happened to ids."""
 
     halves: int
     rows: TableRows
     filter: FilterRows
+    events: Mapping[str, int]
 
     def content(self) -> tuple[Any, ...]:
         values = dict(zip(self.filter.ids.tolist(), map(bytes, self.filter.values), strict=True))
-        gone = sorted(self.rows.tombstones.tolist()), sorted(self.filter.tombstones.tolist())
-        return self.halves, as_dict(self.rows), values, gone
+        order = self.rows.ids.tolist(), self.rows.tombstones.tolist()
+        events = {name: count for name, count in self.events.items() if count}
+        return self.halves, as_dict(self.rows), order, values, sorted(self.filter.tombstones.tolist()), events
 
 
 class Learning:
@@ -94,9 +128,8 @@ class Learning:
 
     def cut(self) -> Epoch:
         admission = self.table.admission
-        return Epoch(
-            self.halves, self.table.cut(), NO_FILTER if admission is None else admission.cut() or NO_FILTER
-        )
+        filter = NO_FILTER if admission is None else admission.cut() or NO_FILTER
+        return Epoch(self.halves, self.table.cut(), filter, self.table.take_events())
 
 
 class Store:
@@ -135,6 +168,15 @@ class Store:
         found = np.array([id_ in self.rows for id_ in ids.tolist()], np.bool_)
         parts = [self.rows[id_] for id_ in ids[found].tolist()]
         return found, _joined(parts)
+
+    async def scan(
+        self, table: str, tags: tuple[int, int], unused: Unused | None, epoch_min: int
+    ) -> TableRows:
+        await asyncio.sleep(0)
+        if self.epoch < epoch_min:
+            raise StoreBehind(f"at {self.epoch}, not {epoch_min}")
+        rows = _joined([row for row in self.rows.values() if tags[0] <= tags_of(row.ids)[0] < tags[1]])
+        return rows if unused is None else _taken(rows, np.flatnonzero(unused.among(rows.last_steps)))
 
     async def repair(self, epoch: int) -> int:
         while self.epoch < epoch:
@@ -176,7 +218,7 @@ class World:
         self.learning = Learning(self.table, self.log)
         # A chunk whose first half is committed is read again from its middle.
         self.first, self.fed = self.learning.halves, self.learning.halves
-        self.progress = Progress(len(self.log))
+        self.progress = Progress(len(self.log), self.learning.halves)
         # So small that some new ids are asked for all the same.
         stored = StoredIds("t", 64)
         for epoch in self.log:
@@ -185,6 +227,12 @@ class World:
         tier = Tier("t", ROWS_MAX, stored, store, self.progress, Metrics())
         applier: Any = store
         self.prefetch = StorePrefetch(applier, applier, LAYOUT, {}, self.progress, Metrics(), {"t": tier})
+        self.sweeps: Sweeps | None = None
+        if self.table.expiry is not None:
+            tables = {"t": self.table.expiry}
+            self.sweeps = Sweeps(applier, applier, self.progress, tables, self.learning.halves, Metrics())
+            self.sweeping = asyncio.create_task(self.sweeps.run())
+        self.whole = 0
         self.queue: deque[tuple[list[list[int]], Fetched]] = deque()
         self.feeding: asyncio.Task[None] | None = None
         self.taken, self.left = 0, deque[list[int]]()
@@ -216,7 +264,7 @@ class World:
             else:
                 await asyncio.sleep(0)
 
-    def train(self) -> None:
+    async def train(self) -> None:
         if not self.left:
             if not self.queue:
                 return
@@ -225,25 +273,44 @@ class World:
             for ids in fetched.evicted.values():
                 assert self.learning.table.evict(ids) <= len(ids)
                 self.evicted += len(ids)
+            self.whole = fetched.whole
             for rows in fetched.rows.values():
-                self.learning.table.insert_missing(rows)
+                self.learning.table.insert_missing(self.learning.table.without_expired(rows, self.whole))
             self.left.extend(parts)
+        await self._offer_share()
         self.learning.learn(self.left.popleft())
         assert len(self.learning.table) <= ROWS_MAX
+
+    async def _offer_share(self) -> None:
+        if self.sweeps is None:
+            return
+        for _ in range(1000):
+            if (share := self.sweeps.take(self.learning.halves, 0.0)) is not None:
+                oldest = min(share.whole, self.whole)
+                self.learning.table.offer(share.rows["t"], share.step, share.whole, oldest)
+                return
+            await asyncio.sleep(0)
+        raise AssertionError("a share that never comes")
 
     def cut(self) -> None:
         if not self.log or self.log[-1].halves < self.learning.halves:
             self.log.append(self.learning.cut())
-            self.progress.cut(len(self.log), self.taken - bool(self.left))
+            self.progress.cut(len(self.log), self.taken - bool(self.left), self.learning.halves)
 
     async def crash(self) -> None:
         if self.feeding is not None:
             self.feeding.cancel()
             await asyncio.gather(self.feeding, return_exceptions=True)
+        await self._stop_sweeps()
         while self.store.epoch < len(self.log):
             self.store.apply()
         self.store.blocked = False
         self.start(self.store)
+
+    async def _stop_sweeps(self) -> None:
+        if self.sweeps is not None:
+            self.sweeping.cancel()
+            await asyncio.gather(self.sweeping, return_exceptions=True)
 
     async def run(self, actions: list[str]) -> None:
         self.start(Store(self.log))
@@ -252,7 +319,7 @@ class World:
                 case "feed":
                     await self.feed()
                 case "train":
-                    self.train()
+                    await self.train()
                 case "cut":
                     self.cut()
                 case "apply":
@@ -262,6 +329,7 @@ class World:
                 case "crash":
                     await self.crash()
             await self.settle()
+        await self._stop_sweeps()
         assert self.learning.halves == len(self.halves), "the feed waits for what never comes"
 
     def expected(self) -> list[Epoch]:
@@ -277,18 +345,20 @@ class World:
 ACTIONS = ["feed", "train", "cut", "apply"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     rule=st.sampled_from(sorted(RULES)),
     chunks=st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=6), min_size=5, max_size=25),
     actions=st.lists(st.sampled_from([*ACTIONS * 4, "lose", "crash"]), max_size=120),
+    ahead=st.sampled_from([1, 4, AHEAD_STEPS]),
 )
 def test_the_log_is_that_of_a_table_which_holds_all_rows(
-    rule: str, chunks: list[list[int]], actions: list[str]
+    rule: str, chunks: list[list[int]], actions: list[str], ahead: int
 ) -> None:
     table = TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100, **RULES[rule])
     world = World(table, chunks)
-    asyncio.run(world.run(actions))
+    with patch.object(sweeps_module, "AHEAD_STEPS", ahead):
+        asyncio.run(world.run(actions))
     assert [epoch.content() for epoch in world.log] == [epoch.content() for epoch in world.expected()]
 
 

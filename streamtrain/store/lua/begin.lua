@@ -14,5 +14,9 @@ if loading > epoch then return {'stale', loading} end
 
 redis.call('HDEL', meta, 'epoch', unpack(KEYS, 2))
 redis.call('UNLINK', unpack(KEYS, 2))
+for i = 2, #KEYS do
+  redis.call('HDEL', meta, order_of(KEYS[i]))
+  redis.call('UNLINK', order_of(KEYS[i]))
+end
 redis.call('HSET', meta, 'loading', ARGV[2], 'token', ARGV[3], 'part', '0')
 return {'ok', -1}

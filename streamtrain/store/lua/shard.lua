@@ -7,14 +7,22 @@
 
 local meta = KEYS[1]
 
+-- The sorted set beside a rows hash that is scanned: a member of each id, its tag (4 bytes, big-endian) and then the id, all
+-- of score 0, so that they lie in the order of tags. Of the same hash tag, so on the same server. Its name is also
+-- the field of `meta` that says how many members it was left with.
+local function order_of(rows_key)
+  return rows_key .. ':order'
+end
+
 -- The epoch up to which the rows are whole, or nil where nothing here can be trusted: never filled, in the middle
 -- of a load, or a rows hash that lost or gained rows by another hand (DEL, an eviction) since a script left it.
 local function applied_epoch()
   local epoch = redis.call('HGET', meta, 'epoch')
   if not epoch then return nil end
   for i = 2, #KEYS do
-    local rows = redis.call('HGET', meta, KEYS[i])
+    local rows, ordered = unpack(redis.call('HMGET', meta, KEYS[i], order_of(KEYS[i])))
     if redis.call('HLEN', KEYS[i]) ~= tonumber(rows or 0) then return nil end
+    if ordered and redis.call('ZCARD', order_of(KEYS[i])) ~= tonumber(ordered) then return nil end
   end
   return tonumber(epoch)
 end

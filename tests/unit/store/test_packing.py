@@ -100,7 +100,8 @@ def test_all_shares_together_are_the_record() -> None:
         packed, removed = b"", b""
         for shard in range(7):
             for part in shares.parts(shard):
-                value_bytes, rows, gone = shares.arguments(shard, part)[3 * at : 3 * at + 3]
+                value_bytes, rows, gone, tags = shares.arguments(shard, part)[4 * at : 4 * at + 4]
+                assert tags == b"-"
                 assert value_bytes == value_dtype(*shape).itemsize
                 packed, removed = packed + bytes(rows), removed + bytes(gone)  # type: ignore[arg-type]
         held = np.frombuffer(packed, np.dtype([("id", "<u8"), ("value", value_dtype(*shape))]))
@@ -111,7 +112,7 @@ def test_all_shares_together_are_the_record() -> None:
 def test_a_shard_without_rows_still_gets_the_call_that_moves_its_epoch() -> None:
     shares = Shares(record_of(3, {}), StoreDescription("m", DIMS, 2))
     assert shares.parts(1) == [{}]
-    assert shares.arguments(1, {}) == [32, b"", b"", 12, b"", b""]
+    assert shares.arguments(1, {}) == [32, b"", b"", b"-", 12, b"", b"", b"-"]
 
 
 def test_a_table_that_the_store_was_not_opened_for_is_refused() -> None:

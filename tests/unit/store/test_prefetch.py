@@ -16,7 +16,7 @@ from streamtrain.metrics import Metrics
 from streamtrain.samples.batch import Ragged, SampleBatch
 from streamtrain.samples.schema import Schema
 from streamtrain.sparse.wanted import DynamicRows
-from streamtrain.store import prefetch as module
+from streamtrain.store import patience as module
 from streamtrain.store.prefetch import StorePrefetch
 from streamtrain.store.progress import Progress
 

@@ -15,6 +15,7 @@ from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.store.progress import Progress
+from streamtrain.store.sweeps import Share
 from streamtrain.training import trainer as module
 from streamtrain.training.epochs import EpochBuilder
 from streamtrain.training.handoff import End, Item
@@ -100,10 +101,12 @@ def trainer(
     *,
     interval_s: float = 3600,
     progress: Progress | None = None,
+    sweeps: Any = None,
     **settings: Any,
 ) -> Trainer:
     chosen = TrainingSettings(**({"batch_size": 4, "linger_ms": 60_000} | settings))
-    return Trainer(learner, feeding, committer, chosen, interval_s, Metrics(), progress)  # type: ignore[arg-type]
+    any_: Any = (learner, feeding, committer)
+    return Trainer(*any_, chosen, interval_s, Metrics(), progress, sweeps)
 
 
 def item(first: int, count: int) -> Item:
@@ -218,16 +221,74 @@ def test_pulled_rows_reach_the_learner_before_the_samples_that_need_them() -> No
 
 
 def test_a_cut_tells_which_chunks_it_holds_whole() -> None:
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, int]] = []
 
     class Told(Progress):
-        def cut(self, epoch: int, batch: int) -> None:
-            told.append((epoch, batch))
+        def cut(self, epoch: int, batch: int, step: int) -> None:
+            told.append((epoch, batch, step))
 
     # Minibatches of 4: the third and fourth chunks wait in part, an empty one in between is no chunk that waits.
     chunks = [item(0, 4), item(4, 2), item(6, 3), Item(decoded(9, [])), item(9, 1), item(10, 5)]
     trainer(CountingLearner(), Feeding(*chunks), StillCommitter(), interval_s=0, progress=Told()).run()
-    assert told == [(1, 1), (2, 2), (3, 5), (4, 6)]
+    assert told == [(1, 1, 1), (2, 2, 2), (3, 5, 3), (4, 6, 4)]
+
+
+class LateShares:
+    """Brings the share of each step when it was asked for twice more, unless it is a step that `never` comes."""
+
+    tables: Mapping[str, object] = {}
+
+    def __init__(self, never: int = -1, then: Any = None) -> None:
+        self.asked: list[int] = []
+        self._never, self._then = never, then
+
+    def take(self, step: int, timeout_s: float) -> Share | None:
+        self.asked.append(step)
+        if step == self._never:
+            self._then()
+        elif self.asked.count(step) == 3:
+            return Share(step, {}, whole=step)
+        return None
+
+
+class OfferedLearner(CountingLearner):
+    """Learns no step but the one for which a share was offered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offered: list[tuple[int, int]] = []
+
+    def without_expired(
+        self, rows: Mapping[str, TableRows], whole: int, tables: object
+    ) -> Mapping[str, TableRows]:
+        return rows
+
+    def offer(self, share: Share, oldest: int) -> None:
+        self.offered.append((share.step, oldest))
+
+    def learn(self, minibatch: Minibatch) -> bool:
+        assert self.offered[-1][0] == self.epochs.step
+        return super().learn(minibatch)
+
+
+def test_no_step_is_taken_before_the_rows_came_that_expiry_looks_at_and_what_is_learned_is_cut_meanwhile() -> (
+    None
+):
+    learner, committer, shares = OfferedLearner(), StillCommitter(), LateShares()
+    feeding = Feeding(*(Item(decoded(4 * n, 4), whole=n // 2) for n in range(3)), item(12, 2))
+    trainer(learner, feeding, committer, interval_s=0, sweeps=shares).run()
+    assert learner.sizes == [4, 4, 4, 2] and [record.samples for record in committer.records] == learner.sizes
+    assert shares.asked == sorted([0, 1, 2, 3] * 3)
+    assert learner.offered == [(0, 0), (1, 0), (2, 0), (3, 1)]
+
+
+def test_a_trainer_that_waits_for_rows_stops_where_it_is_told_to() -> None:
+    learner, committer = OfferedLearner(), StillCommitter()
+    running: list[Trainer] = []
+    shares = LateShares(never=1, then=lambda: running[0].stop())
+    running.append(trainer(learner, Feeding(item(0, 4), item(4, 4)), committer, sweeps=shares))
+    running[0].run()
+    assert learner.sizes == [4] and [record.samples for record in committer.records] == [4]
 
 
 def test_an_epoch_that_somebody_waits_for_is_cut_before_it_is_due() -> None:

@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "fold": ("--rows", "1000000"),
     "train_step": (),
     "linear": (),
+    "scaling": ("--rows", "1", "10"),
     "throughput": (),
     "cut": (),
     "end_to_end": (),

@@ -27,7 +27,7 @@ from benchmarks.sparse import feature_ids
 from streamtrain.sparse.settings import AnyInit, AnyOptimizer
 from streamtrain.sparse.table import EmbeddingTable
 
-__all__ = ["measure", "options_of", "pauses"]
+__all__ = ["measure", "options_of", "pauses", "private_bytes"]
 
 MARKS = 8
 """How often memory is weighed on the way up, and on the way down."""
@@ -47,14 +47,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     table.rehearse()
     gc.collect()
-    empty = _private_bytes()
+    empty = private_bytes()
     memory: list[dict[str, float]] = []
 
     def weigh() -> None:
         memory.append(
             {
                 "rows": len(table),
-                "bytes_per_row": round((_private_bytes() - empty) / max(len(table), 1), 1),
+                "bytes_per_row": round((private_bytes() - empty) / max(len(table), 1), 1),
                 "told": round(table.memory_bytes / max(len(table), 1), 1),
             }
         )
@@ -112,7 +112,7 @@ def pauses(walls: np.ndarray, processor: np.ndarray) -> dict[str, float]:
     }
 
 
-def _private_bytes() -> int:
+def private_bytes() -> int:
     found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     assert found is not None
     return 1024 * int(found[1])

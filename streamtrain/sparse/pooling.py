@@ -78,15 +78,18 @@ def pool(
     offsets: Offsets,
     starts: NDArray[np.int64],
     pooled: Floats,
+    first: int,
+    end: int,
 ) -> None:
     """Sums scale times vector over each row's occurrences in each slot.
 
     Args:
       starts: `[S]` int64, the first of each slot's D columns in `pooled`.
-      pooled: `[>= R, W]` float32; the slots' columns of the first R rows are overwritten.
+      pooled: `[>= R, W]` float32; the slots' columns of the rows are overwritten.
+      first, end: the rows, first <= i < end <= R; threads may take different ones at once.
     """
     dim = vectors.shape[1]
-    for i in range(offsets.shape[1] - 1):
+    for i in range(first, end):
         for s in range(offsets.shape[0]):
             out = pooled[i, starts[s] : starts[s] + dim]
             for d in range(dim):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.schema import LEAF
 from streamtrain.sparse import pooling
 from streamtrain.sparse.activations import Gradients, SparseActivations
+from streamtrain.sparse.crew import pieces, share
 
 __all__ = ["Stack", "TableSlots"]
 
@@ -130,10 +132,13 @@ class TableSlots:
         """
         arrays = out.pooled_at(self._levels)
         for group, rows in zip(self._groups, stack.pooled, strict=True):
-            pooling.pool(vectors, inverse, stack.scales, rows.offsets, group.starts, arrays[group.level])
+            own = vectors, inverse, stack.scales, rows.offsets, group.starts, arrays[group.level]
+            ids = rows.offsets[-1, -1] - rows.offsets[0, 0]
+            share(partial(pooling.pool, *own), pieces(rows.offsets.shape[1] - 1, int(ids)))
         for sequence, rows in zip(self._sequences, stack.sequences, strict=True):
             sequences, mask = out.sequences[sequence.name]
-            pooling.gather_sequence(vectors, inverse, rows.offsets[0], sequences, mask)
+            lay_out = partial(_lay_out, vectors, inverse, rows.offsets[0], sequences, mask)
+            share(lay_out, pieces(len(mask), mask.size))
 
     def accumulate(
         self, gradients: Gradients, inverse: NDArray[np.int32], stack: Stack, sums: NDArray[np.float32]
@@ -151,6 +156,21 @@ class TableSlots:
             )
         for sequence, rows in zip(self._sequences, stack.sequences, strict=True):
             pooling.accumulate_sequence(gradients.sequences[sequence.name], inverse, rows.offsets[0], sums)
+
+
+def _lay_out(
+    vectors: NDArray[np.float32],
+    inverse: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    sequences: NDArray[np.float32],
+    mask: NDArray[np.float32],
+    first: int,
+    end: int,
+) -> None:
+    """`gather_sequence` of the rows first <= i < end, of which the last may be padding."""
+    last = len(offsets) - 1
+    own = offsets[min(first, last) : min(end, last) + 1]
+    pooling.gather_sequence(vectors, inverse, own, sequences[first:end], mask[first:end])
 
 
 def _group(level: str, pooled: SequenceOf[PooledColumns]) -> _Group:

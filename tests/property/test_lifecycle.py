@@ -21,8 +21,16 @@ from streamtrain.sparse.settings import TableSettings
 from tests.reference_lifecycle import ReferenceTable
 from tests.unit.sparse.cases import OPTIMIZERS, assert_same_bits, batch_of, colliding, ragged
 
-SCHEMA = Schema.model_validate({"labels": ["y"], "slots": {"a": {"table": "t", "many": True}}})
-DIM, SEED, SAMPLES = 2, 7, 6
+DIM, SEED, SAMPLES, LENGTH = 2, 7, 6, 3
+SCHEMA = Schema.model_validate(
+    {
+        "labels": ["y"],
+        "slots": {
+            "a": {"table": "t", "many": True},
+            "past": {"kind": "sequence", "shares": "a", "length_max": LENGTH},
+        },
+    }
+)
 LAYOUT = Layout.of(SCHEMA, {"t": DIM})
 
 ADMISSIONS: dict[str, dict[str, Any]] = {
@@ -146,29 +154,40 @@ def test_a_net_does_what_its_slow_twin_does_through_quarantine_cuts_and_restarts
     net, twin, disk = SparseNet(LAYOUT, {"t": made}, SEED), ReferenceTable(made, SEED), Disk()
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     for step, (lists, event) in enumerate(minibatches, first):
-        ids = [id for sample in lists for id in sample]
-        batch = batch_of({"a": ragged(lists)})
+        # Each sample has another one's ids once more, as a sequence that nobody pools.
+        pasts = [sample[-LENGTH:] for sample in lists[1:] + lists[:1]]
+        ids = [id for sample in (*lists, *pasts) for id in sample]
+        batch = batch_of({"a": ragged(lists), "past": ragged(pasts)})
         out = net.forward(batch, step, SAMPLES)
         gradient = rng.normal(size=(SAMPLES, DIM)).astype(np.float32)
+        of_past = rng.normal(size=(SAMPLES, LENGTH, DIM)).astype(np.float32)
         if event == "discard":
             net.discard()
         elif event == "overflow":
-            if net.backward(np.full_like(gradient, np.nan), {}, step):
+            if net.backward(np.full_like(gradient, np.nan), {"past": np.full_like(of_past, np.nan)}, step):
                 # No id of it had a row, so that nothing overflowed; its ids were counted.
                 twin.step(Counter(ids), {id: [np.float32(np.nan)] * DIM for id in ids}, step)
         else:
-            pooled = out.pooled.copy()
-            assert net.backward(gradient, {}, step)
+            pooled, (vectors, mask) = out.pooled.copy(), (array.copy() for array in out.sequences["past"])
+            assert net.backward(gradient, {"past": of_past}, step)
             sums: dict[int, list[np.float32]] = {}
             for i, sample in enumerate(lists):
                 for id in sample:
                     sums[id] = [s + g for s, g in zip(sums.get(id, [np.float32(0)] * DIM), gradient[i])]
+            for i, sample in enumerate(pasts):
+                for place, id in enumerate(sample):
+                    part = of_past[i, place]
+                    sums[id] = [s + g for s, g in zip(sums.get(id, [np.float32(0)] * DIM), part)]
             seen = twin.step(Counter(ids), sums, step)
             for i, sample in enumerate(lists):
                 total = np.zeros(DIM, np.float32)
                 for id in sample:
                     total += np.array(seen[id], np.float32)
                 assert_same_bits(pooled[i], total)
+            for i, sample in enumerate(pasts):
+                assert mask[i].tolist() == [1] * len(sample) + [0] * (LENGTH - len(sample))
+                for place, id in enumerate(sample):
+                    assert_same_bits(vectors[i, place], np.array(seen[id], np.float32))
         twin.end(step)
         if event in ("cut", "restart"):
             rows, filters = net.cut()["t"], net.cut_filters()[0]

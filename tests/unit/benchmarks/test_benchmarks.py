@@ -25,6 +25,8 @@ from benchmarks.model import job_of as resident_job
 from benchmarks.quality import HISTORY, VARIANTS, job_of
 from benchmarks.recovery import options_of as recovery_options
 from benchmarks.recovery import phases
+from benchmarks.scaling import options_of as scaling_options
+from benchmarks.scaling import slope
 from benchmarks.soak import growth_per_hour, look
 from streamtrain.config import load_job, parse_job
 from streamtrain.log.reader import LogReader
@@ -181,10 +183,17 @@ def test_command_lines_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
         lambda: recovery_options(["--rows", "1"]),
         lambda: growth_options(["--rows", "5", "--keep", "5"]),
         lambda: failover_options(["--session-timeout", "5"]),
+        lambda: scaling_options(["--rows", "0"]),
     ):
         with pytest.raises(SystemExit):
             refused()
     assert "there is no benchmark 'nothing'" in capsys.readouterr().err
+
+
+def test_a_slope_is_the_exponent_of_the_rate() -> None:
+    points = [{"dim": dim, "samples_per_core_s": 5000 / dim**0.5} for dim in (4, 8, 18)]
+    assert slope(points, "dim") == pytest.approx(-0.5)
+    assert slope(points[:1], "dim") == 0.0
 
 
 def test_the_longest_pause_is_told_whatever_the_others_are() -> None:

@@ -67,10 +67,10 @@ class Counts:
             new = [id for id in totals if id not in admitted and id not in self.held]
             if len(new) <= room or not self.held:
                 break
-            shares = shares or max(1, len(self.held) // (2 * (len(new) - room)))
-            first = (2654435769 * step % 2**32) * shares // 2**32
+            shares = shares or max(1, min(32, len(self.held) // (2 * (len(new) - room))))
+            first = (2654435769 * step % 2**32 // 2**16) * shares // 2**16
             for share in range(halved, max(1, 2 * halved)):
-                self.halve([id for id in self.held if in_turn(tag(id), 2**32, first + share, shares)])
+                self.halve([id for id in self.held if in_turn(tag(id) % 2**16, 2**16, first + share, shares)])
             halved = max(1, 2 * halved)
         for id in admitted:
             self.held.pop(id, None)

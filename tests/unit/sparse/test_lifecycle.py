@@ -125,7 +125,7 @@ def test_a_full_set_of_candidates_forgets_those_that_came_least() -> None:
     assert counts[5] == 1 and {counts[1], counts[2]} <= {3, 6}
 
 
-def test_a_full_set_of_candidates_looks_at_no_more_of_them_than_it_needs_places() -> None:
+def test_a_full_set_of_candidates_forgets_a_few_of_them_at_once() -> None:
     made, ids = rule(kind="count", threshold=2, ids_max=20_000), random_ids(40_000, 0)
     made.admit(ids[:20_000], np.ones(20_000, np.uint32), 0)
     made.keep()
@@ -136,8 +136,8 @@ def test_a_full_set_of_candidates_looks_at_no_more_of_them_than_it_needs_places(
         made.keep()
         changed = made.cut()
         assert np.array_equal(changed.ids, np.sort(new))
-        assert len(changed.tombstones) <= 600
-    # All of them had their turn about as often: twice the places were made, and most of those who were there are gone.
+        assert len(changed.tombstones) <= 1500
+    # All of them had their turn about as often.
     left = made.admit(ids[:20_000], np.ones(20_000, np.uint32), 101).mean()
     assert 0.3 < left < 0.75
 

@@ -39,6 +39,8 @@ OURS, SGEMM = "streamtrain", "sgemm"
 BARS = {"torch": ("ratio_pytorch", 1.5), "tfra": ("ratio_tfra", 2.5)}
 """By peer, what our rate over its is called, and what it must be at least."""
 WARM_STEPS = 6
+SETTLE_STEPS = 3
+"""Of each round, outside the clock: what the others have left in the caches is none of a stream's business."""
 THREADS = 2
 WAIT_POLICIES: dict[str, dict[str, str]] = {"spinning": {}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
 """PyTorch's threads wait for each other spinning or asleep: the former is faster on an idle machine alone."""
@@ -51,7 +53,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     about = machine()
     folder = (FOLDER / "train_step").absolute()
     shutil.rmtree(folder, ignore_errors=True)
-    steps = WARM_STEPS + options.rounds * options.steps
+    steps = WARM_STEPS + options.rounds * (SETTLE_STEPS + options.steps)
     work = Work(options.slots, options.dim, options.rows, options.batch, steps, THREADS)
     StepData.write(folder, work)
     missing: dict[str, str] = {}
@@ -105,16 +107,18 @@ def _start_peer(name: str, folder: Path) -> Competitor:
 
 
 def _play(competitors: Mapping[str, Competitor], rounds: int, steps: int) -> Rounds:
-    """Lets them learn in turn; who begins changes from round to round. The first steps are left out."""
+    """Lets them learn in turn; who begins changes from round to round. The first steps of all and of each round are left out."""
     found: Rounds = {name: [] for name in competitors}
     for competitor in competitors.values():
         competitor.learn(0, WARM_STEPS)
-    edges = range(WARM_STEPS, WARM_STEPS + rounds * steps + 1, steps)
     names = list(competitors)
-    for number, (first, end) in enumerate(pairwise(edges)):
+    for number in range(rounds):
+        begin = WARM_STEPS + number * (SETTLE_STEPS + steps)
+        settled = begin + SETTLE_STEPS
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            found[name].append(competitors[name].learn(first, end))
+            competitors[name].learn(begin, settled)
+            found[name].append(competitors[name].learn(settled, settled + steps))
     return found
 
 

@@ -26,7 +26,8 @@ class FileSettings(SourceSettings):
     kind: Literal["files"]
     """Reads files."""
     paths: list[str] = Field(min_length=1, max_length=4096)
-    """Files and globs, relative to the working directory. Names end with `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`."""
+    """Files and globs, relative to the working directory. Names end with `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`,
+    `.arrow`."""
     follow: bool = False
     """Go on when the last file grows (plain JSON lines) or newer files appear. Files must only be appended to."""
     on_data_loss: OnDataLoss = "stop"

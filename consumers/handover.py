@@ -17,6 +17,9 @@ from streamtrain.sources import Chunk, DataLoss
 
 __all__ = ["Handover", "chunk_bytes"]
 
+JOINED_BYTES_MAX = 4 << 20
+"""Chunks are not joined beyond this: of records that hold many samples each, few make a chunk that is dear enough."""
+
 
 class Handover:
     """A bounded buffer with one producing thread and one consuming event loop.
@@ -140,6 +143,7 @@ class Handover:
         """Moves to `taken` what follows its chunk in the same partition and fits. Other partitions keep their order."""
         first = taken[0][0]
         room = 0 if isinstance(first.records, pa.Table) else self._joined_records_max - len(first.offsets)
+        room_bytes = JOINED_BYTES_MAX - taken[0][1]
         passed: list[tuple[Chunk | DataLoss, int]] = []
         while room > 0 and self._chunks:
             chunk, size = self._chunks.popleft()
@@ -150,7 +154,8 @@ class Handover:
                 passed.append((chunk, size))
                 continue
             room -= len(chunk.offsets)
-            if room < 0 or isinstance(chunk.records, pa.Table):
+            room_bytes -= size
+            if room < 0 or room_bytes < 0 or isinstance(chunk.records, pa.Table):
                 passed.append((chunk, size))
                 break
             taken.append((chunk, size))

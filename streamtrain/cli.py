@@ -16,6 +16,7 @@ _COMMANDS = (
     "run",
     "evaluate",
     "produce",
+    "convert",
     "follow",
     "inspect",
     "verify",

@@ -112,7 +112,7 @@ async def evaluate(
     metrics = Metrics()
     learner = await asyncio.to_thread(Learner.warm, job)
     source = plugins.load("consumers", job.source.kind)(job.source, until_end=True)
-    decoder = Decoder(job.sample_schema, codec=job.source.codec)
+    decoder = Decoder(job.sample_schema, job.source.codec, leaves_max=job.source.leaves_max)
     await asyncio.to_thread(decoder.warm_up)
     source.use_columns(decoder.columns.arrow_schema.names)
     depth = job.training.queue_chunks_max

@@ -52,7 +52,7 @@ class Letterbox:
         self._sink, self._metrics = sink, metrics
 
     async def keep(self, chunk: Chunk, bad: Sequence[BadSample]) -> None:
-        """Returns once the refused records of `chunk` are durable, however long that takes."""
+        """Returns once the records of `chunk` that anything was refused of are durable, however long that takes."""
         if not bad:
             return
         pause_s, said = _PAUSE_FIRST_S, ""

@@ -76,7 +76,7 @@ async def replay(
     job = job.model_copy(update={"training": job.training.model_copy(update=recorded)})
     source: Source = plugins.load("consumers", job.source.kind)(job.source)
     learner = await asyncio.to_thread(_restored, job, log, epoch, source.sequential)
-    decoder = Decoder(job.sample_schema, codec=job.source.codec)
+    decoder = Decoder(job.sample_schema, job.source.codec, leaves_max=job.source.leaves_max)
     source.use_columns(decoder.columns.arrow_schema.names)
     try:
         records = await _Records.read(source, decoder, expected)

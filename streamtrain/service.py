@@ -168,7 +168,7 @@ class Service:
         store = await self._open_store(log, stack)
         applier = None if store is None else StoreApplier(log, store)
         source = self._make_source(stack)
-        decoder = Decoder(job.sample_schema, codec=job.source.codec)
+        decoder = Decoder(job.sample_schema, job.source.codec, leaves_max=job.source.leaves_max)
         source.use_columns(decoder.columns.arrow_schema.names)
 
         self._health.say("recovering")

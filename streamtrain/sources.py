@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from streamtrain.settings import Settings
 
@@ -150,7 +151,10 @@ class SourceSettings(Settings):
     kind: str
     """Which consumer plug-in reads the samples: `kafka`, `files`, or a third party's."""
     codec: str = "json"
-    """How a record that arrives as bytes becomes a sample: `json`, or a third party's codec."""
+    """How a record that arrives as bytes becomes samples: `json` (one, or a tree), `arrow` (an IPC stream of many rows), or a
+    third party's codec."""
+    leaves_max: int = Field(default=65_536, ge=1, le=1 << 24)
+    """A record with more samples is refused."""
 
 
 class Source(Protocol):

@@ -174,6 +174,7 @@ def headers_of(letter: DeadLetter, model: str) -> list[tuple[str, bytes]]:
         f"{_CONNECT}exception.message": message,
         "streamtrain.reason": letter.reason,
         "streamtrain.field": letter.field,
+        "streamtrain.leaves": letter.leaves,
         "streamtrain.timestamp_ms": None if letter.time_ms is None else str(letter.time_ms),
         "streamtrain.value_bytes": str(letter.value_bytes) if letter.cut else None,
         "streamtrain.value_null": "true" if letter.value is None else None,

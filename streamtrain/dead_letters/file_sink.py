@@ -157,6 +157,7 @@ def _line(letter: DeadLetter) -> bytes:
         {
             "partition": letter.partition,
             "offset": letter.offset,
+            "leaves": letter.leaves,
             "timestamp_ms": letter.time_ms,
             "reason": letter.reason,
             "field": letter.field,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 import pyarrow as pa
@@ -15,21 +17,25 @@ from streamtrain.sources import TIME_UNKNOWN, Chunk
 __all__ = ["DeadLetter", "letters_of"]
 
 MESSAGE_CHARACTERS_MAX = 1000
+LEAVES_CHARACTERS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A refused record. A crash may repeat one, so readers tell them apart by partition and offset.
+    """A record of which something was refused, once whatever that was. A crash may repeat one, so readers tell them apart by
+    partition and offset; a restart in the midst of a record repeats it with those of its leaves that it had not learned.
 
     Attributes:
       partition, offset: where the record stands.
       time_ms: the record's time, milliseconds since 1970; None where it has none.
-      reason: the fixed word of `BadSample`.
+      reason: the fixed word of `BadSample`, of the first of the leaves.
       field: the field at fault, or None.
       message: what is wrong, in words.
       key: the record's key; None where it has none, or the source has no keys.
       value: the original bytes, or their beginning; None of a null record. Of a row of a columnar file: JSON.
       value_bytes: how many bytes the value had before it was cut.
+      leaves: which of the record's samples are refused, counted from 0, as ranges such as `0,3-5`; None: the record as a
+        whole. Behind LEAVES_CHARACTERS_MAX characters it ends with `...`.
     """
 
     partition: str
@@ -41,6 +47,7 @@ class DeadLetter:
     key: bytes | None
     value: bytes | None
     value_bytes: int
+    leaves: str | None = None
 
     @property
     def cut(self) -> bool:
@@ -49,15 +56,16 @@ class DeadLetter:
 
 
 def letters_of(chunk: Chunk, bad: Sequence[BadSample], bytes_max: int) -> Iterator[DeadLetter]:
-    """The letters of a chunk's refused records, one at a time: a chunk may hold many that are large.
+    """The letters of the records of a chunk that anything was refused of, one at a time: it may hold many that are large.
 
     Args:
       chunk: as the source gave it.
-      bad: its refused records, with their offsets.
+      bad: what was refused, ascending by offset and leaf.
       bytes_max: bound on key and value together; what is longer is cut.
     """
-    rows = np.searchsorted(chunk.offsets, [sample.offset or 0 for sample in bad])
-    for row, sample in zip(rows.tolist(), bad, strict=True):
+    for offset, group in groupby(bad, key=attrgetter("offset")):
+        refused = list(group)
+        sample, row = refused[0], int(np.searchsorted(chunk.offsets, offset))
         key = None if chunk.keys is None else chunk.keys[row]
         value = _value(chunk, row)
         time_ms = int(chunk.times_ms[row])
@@ -73,7 +81,23 @@ def letters_of(chunk: Chunk, bad: Sequence[BadSample], bytes_max: int) -> Iterat
             kept_key,
             value if value is None else value[:room],
             0 if value is None else len(value),
+            _ranges([bad.leaf for bad in refused if bad.leaf is not None]),
         )
+
+
+def _ranges(leaves: Sequence[int]) -> str | None:
+    """Ascending numbers as text."""
+    if not leaves:
+        return None
+    text = ""
+    # Neighbours have the same distance from their place in the list.
+    for _, run in groupby(enumerate(leaves), key=lambda pair: pair[1] - pair[0]):
+        numbers = [leaf for _, leaf in run]
+        part = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+        if len(text) + len(part) >= LEAVES_CHARACTERS_MAX:
+            return f"{text},..."
+        text = f"{text},{part}" if text else part
+    return text
 
 
 def _value(chunk: Chunk, row: int) -> bytes | None:

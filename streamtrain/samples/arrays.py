@@ -14,7 +14,7 @@ from streamtrain.errors import ConfigError
 from streamtrain.samples.fields import Field
 from streamtrain.samples.hashing import hash_ints, hash_strings
 
-__all__ = ["Column", "hash_values", "read_column"]
+__all__ = ["Column", "fits", "flags", "hash_values", "is_list", "read_column", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,20 @@ class Column:
         """`[n]` int64, the number of values of each row."""
         return np.diff(self.offsets)
 
+    def kept(self, rows: NDArray[np.bool_]) -> Column:
+        """The column of some of the rows; their problems are not among them."""
+        lengths = self.lengths
+        elements = np.repeat(rows, lengths)
+        values = self.values
+        none = np.empty(0, np.int64)
+        return Column(
+            values[elements] if isinstance(values, np.ndarray) else values.filter(pa.array(elements)),
+            _offsets(lengths[rows]),
+            self.present[rows],
+            none,
+            none,
+        )
+
     def rows_of(self, elements: NDArray[np.int64]) -> NDArray[np.int64]:
         """The distinct rows that hold the values at `elements`, ascending."""
         return np.unique(np.searchsorted(self.offsets, elements, side="right") - 1)
@@ -62,8 +76,8 @@ def read_column(table: pa.Table, field: Field) -> Column:
             np.zeros(table.num_rows, np.int64),
             np.zeros(table.num_rows, np.bool_),
         )
-    array = _whole(table.column(indices[0]))
-    if field.many != _is_list(array.type):
+    array = whole(table.column(indices[0]))
+    if not fits(array.type, field):
         raise _unfit(field, array.type)
     if not field.many:
         # Fitted first: a dictionary may hold a null among its values.
@@ -87,12 +101,11 @@ def hash_values(values: NDArray[np.int64] | pa.Array, namespace: str) -> NDArray
 
 
 def _column(values: pa.Array, lengths: NDArray[np.int64], present: NDArray[np.bool_]) -> Column:
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    nulls = np.flatnonzero(_flags(values.is_null())) if values.null_count else np.empty(0, np.int64)
+    offsets = _offsets(lengths)
+    nulls = np.flatnonzero(flags(values.is_null())) if values.null_count else np.empty(0, np.int64)
     huge = np.empty(0, np.int64)
     if pa.types.is_unsigned_integer(values.type):
-        huge = np.flatnonzero(_flags(pc.greater(values, pa.scalar(2**63 - 1, pa.uint64())).fill_null(False)))
+        huge = np.flatnonzero(flags(pc.greater(values, pa.scalar(2**63 - 1, pa.uint64())).fill_null(False)))
         values = values.cast(pa.int64(), safe=False)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         plain = values.fill_null("") if len(nulls) else values
@@ -112,22 +125,35 @@ def _fit(values: pa.Array, field: Field) -> pa.Array:
     if pa.types.is_null(type_):
         return values.cast(field.value_type)
     if field.type == "string":
-        if pa.types.is_string(type_) or pa.types.is_large_string(type_):
-            return values
-    elif pa.types.is_integer(type_) or pa.types.is_boolean(type_):
-        if field.type == "number":
-            return values.cast(pa.float64(), safe=False)
-        return values if type_ in (pa.int64(), pa.uint64()) else values.cast(pa.int64())
-    elif field.type == "number" and (pa.types.is_floating(type_) or pa.types.is_decimal(type_)):
+        return values
+    if field.type == "number":
         return values.cast(pa.float64(), safe=False)
-    elif field.type == "time" and (pa.types.is_timestamp(type_) or pa.types.is_date(type_)):
+    if pa.types.is_timestamp(type_) or pa.types.is_date(type_):
         zone = type_.tz if pa.types.is_timestamp(type_) else None
         return values.cast(pa.timestamp("ms", zone), safe=False).cast(pa.int64())
-    raise _unfit(field, type_)
+    return values if type_ in (pa.int64(), pa.uint64()) else values.cast(pa.int64())
+
+
+def fits(found: pa.DataType, field: Field) -> bool:
+    """Whether a column of a type can be read as a field."""
+    if field.many != is_list(found):
+        return pa.types.is_null(found)
+    value = found.value_type if field.many else found
+    if pa.types.is_dictionary(value):
+        value = value.value_type
+    if pa.types.is_null(value):
+        return True
+    if field.type == "string":
+        return bool(pa.types.is_string(value) or pa.types.is_large_string(value))
+    if pa.types.is_integer(value) or pa.types.is_boolean(value):
+        return True
+    if field.type == "number":
+        return bool(pa.types.is_floating(value) or pa.types.is_decimal(value))
+    return field.type == "time" and bool(pa.types.is_timestamp(value) or pa.types.is_date(value))
 
 
 def _unfit(field: Field, found: pa.DataType) -> ConfigError:
-    if field.many != _is_list(found):
+    if field.many != is_list(found):
         remedy = "a slot with many = false reads one value, many = true or a sequence slot reads a list"
     elif pa.types.is_floating(found):
         remedy = "a float is no feature id: use a slot of kind bucket or dense, or name another field"
@@ -138,17 +164,26 @@ def _unfit(field: Field, found: pa.DataType) -> ConfigError:
     )
 
 
-def _is_list(type_: pa.DataType) -> bool:
+def is_list(type_: pa.DataType) -> bool:
+    """Whether it is one of Arrow's types of lists."""
     return pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """The column in one piece."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _present(array: pa.Array) -> NDArray[np.bool_]:
-    return _flags(array.is_valid()) if array.null_count else np.ones(len(array), np.bool_)
+    return flags(array.is_valid()) if array.null_count else np.ones(len(array), np.bool_)
 
 
-def _flags(array: pa.Array) -> NDArray[np.bool_]:
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def flags(array: pa.Array) -> NDArray[np.bool_]:
+    """`[n]` bool of an Arrow array without nulls."""
     return array.to_numpy(zero_copy_only=False)

@@ -1,58 +1,76 @@
-"""The contracts of codecs: of records (one sample a payload) and of files (rows that hold a sample each)."""
+"""The contracts of codecs: of records (payloads of one sample or many) and of files (rows of one sample or many)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain import plugins
-from streamtrain.errors import ConfigError
+from streamtrain.errors import BadSample, ConfigError
+from streamtrain.samples.problems import Fault
 from streamtrain.samples.schema import Schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["RECORD_BYTES_MAX", "CodecError", "FileCodec", "FileRows", "RecordCodec", "file_codec_of"]
+__all__ = [
+    "RECORD_BYTES_MAX",
+    "CodecError",
+    "FileCodec",
+    "FileRows",
+    "RecordCodec",
+    "RecordRows",
+    "file_codec_of",
+]
 
 RECORD_BYTES_MAX = 1 << 20
 """Default bound on one record. A longer one is a bad sample: Kafka's own default bound is the same 1 MiB."""
 
 
 class CodecError(Exception):
-    """The columnar way cannot decode these records; decode them one by one. It never leaves the package."""
+    """These records cannot be decoded together; a part of them may be. It never leaves the package."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRows:
+    """What payloads hold.
+
+    Attributes:
+      table: all rows in order: a sample each, or a tree where the schema has levels.
+      counts: `[n]` int64, how many rows each of the n records has; those refused have none. None: one each.
+      bad: by index, what is wrong with a record that is refused as a whole.
+      faults: what is wrong with single nodes of the others.
+    """
+
+    table: pa.Table
+    counts: NDArray[np.int64] | None = None
+    bad: Mapping[int, BadSample] = field(default_factory=dict)
+    faults: Sequence[Fault] = ()
 
 
 class RecordCodec(Protocol):
     """Turns payloads into the columns that the schema reads.
 
     A class with this shape is registered under the entry-point group `streamtrain.codecs` and made by `cls(schema)`.
-    Its methods are called from several threads at once. Both ways must agree: where `decode_columns` accepts,
-    `decode_one` accepts every record and gives the same values.
+    It is called from several threads at once.
     """
 
     def __init__(self, schema: Schema) -> None: ...
 
-    def decode_columns(self, records: Sequence[bytes]) -> pa.Table:
-        """All records at once, one row each, in order.
+    def decode(self, records: Sequence[bytes]) -> RecordRows:
+        """What the records hold. A record must give the same rows whatever stands beside it.
 
         Args:
           records: one or more payloads, none of them empty.
 
         Raises:
-          CodecError: it cannot, for whatever reason; the records are then decoded one by one.
-        """
-        ...
-
-    def decode_one(self, record: bytes) -> dict[str, Any]:
-        """One record, exactly: by field, a Python value or None.
-
-        Raises:
-          BadSample: it is not a sample.
+          BadSample, or anything else: it cannot decode these together. Each half of them is tried then, down to a single
+            record, which is refused for that reason.
         """
         ...
 

@@ -1,9 +1,10 @@
-"""From the chunks of a source to samples: columnar first, record by record where that fails."""
+"""From the chunks of a source to samples: columnar, whatever is bad among them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,14 @@ from numpy.typing import NDArray
 from streamtrain import plugins
 from streamtrain.errors import BadSample, ConfigError
 from streamtrain.samples.batch import SampleBatch
-from streamtrain.samples.codec import RECORD_BYTES_MAX, CodecError, RecordCodec
-from streamtrain.samples.columns import SampleColumns
+from streamtrain.samples.codec import RECORD_BYTES_MAX, RecordCodec, RecordRows
+from streamtrain.samples.columns import LEAVES_MAX, SampleColumns
 from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.samples.schema import DenseSlot, Schema
 from streamtrain.samples.values import check_values, table_of
 from streamtrain.sources import Chunk
 
-__all__ = ["DecodedChunk", "Decoder"]
+__all__ = ["Decoder"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,20 @@ class Decoder:
       schema: the samples.
       codec: a plug-in of the group `streamtrain.codecs`, for chunks whose records are bytes.
       record_bytes_max: a longer record is a bad sample.
+      leaves_max: so is one with more samples.
     """
 
-    def __init__(self, schema: Schema, codec: str = "json", record_bytes_max: int = RECORD_BYTES_MAX) -> None:
-        self.columns = SampleColumns(schema)
+    def __init__(
+        self,
+        schema: Schema,
+        codec: str = "json",
+        record_bytes_max: int = RECORD_BYTES_MAX,
+        leaves_max: int = LEAVES_MAX,
+    ) -> None:
+        self.columns = SampleColumns(schema, leaves_max)
         self._dense_slots = {n: slot for n, slot in schema.slots.items() if isinstance(slot, DenseSlot)}
+        # A sample to be served has the fields of all levels side by side.
+        self._flat_schema = pa.schema([(f.name, f.arrow_type) for f in self.columns.fields.values()])
         self._codec_name = f"codec {codec!r}"
         with plugins.blamed(ConfigError, f"{self._codec_name}: making it"):
             self._codec: RecordCodec = plugins.load("codecs", codec)(schema)
@@ -47,9 +57,14 @@ class Decoder:
     def warm_up(self) -> None:
         """Compiles every kernel that decoding can need, so that the first chunk of a stream waits for none."""
         record = self._example()
-        payloads = [orjson.dumps(record)] * 2
-        nowhere = np.zeros(len(payloads), np.int64)
-        self.decode(Chunk("warm-up", 0, len(payloads), np.arange(len(payloads)), nowhere, payloads))
+        tree = record
+        for level in reversed(self.columns.schema.levels):
+            tree = {**record, level.children: [tree]}
+        with suppress(Exception):
+            # A codec of another form refuses it, and has shown its kernels by then.
+            self._codec.decode([orjson.dumps(tree)] * 2)
+        nowhere = np.zeros(1, np.int64)
+        self.decode(Chunk("warm-up", 0, 1, nowhere, nowhere, table_of([tree], self.columns.arrow_schema)))
         self.decode_samples([record])
 
     def _example(self) -> dict[str, Any]:
@@ -69,26 +84,22 @@ class Decoder:
         """
         bad: list[BadSample] = []
         if isinstance(chunk.records, pa.Table):
-            table, kept = chunk.records, np.arange(chunk.records.num_rows)
+            parts = [self._extract(chunk, RecordRows(chunk.records), np.arange(chunk.records.num_rows))]
         else:
-            table, kept = self._decode_records(chunk, chunk.records, bad)
-        try:
-            batch, good, refused = self.columns.extract(table, chunk.times_ms[kept])
-        except ConfigError as error:
-            raise ConfigError(f"{chunk.partition}: {error}") from error
-        for row in refused:
-            bad.append(_placed(BadSample(row.reason, row.detail, field=row.field), chunk, int(kept[row.row])))
-        bad.sort(key=lambda sample: sample.offset or 0)
-        whole = np.ones(batch.size, np.bool_)
-        leaves = np.zeros(batch.size, np.int64)
+            parts = list(self._decode_records(chunk, chunk.records, bad))
+        if not parts:
+            nothing = RecordRows(self.columns.arrow_schema.empty_table())
+            parts = [self._extract(chunk, nothing, np.empty(0, np.int64))]
+        bad += [error for part in parts for error in part.bad]
+        bad.sort(key=lambda sample: (sample.offset or 0, sample.leaf or 0))
         return DecodedChunk(
             chunk.partition,
             chunk.first,
             chunk.next,
-            chunk.offsets[kept[good]],
-            leaves,
-            whole,
-            batch,
+            np.concatenate([part.offsets for part in parts]),
+            np.concatenate([part.leaves for part in parts]),
+            np.concatenate([part.last for part in parts]),
+            SampleBatch.concat([part.batch for part in parts]),
             tuple(bad),
         )
 
@@ -104,16 +115,42 @@ class Decoder:
                 rows.append(check_values(sample, fields))
             except BadSample as error:
                 raise _indexed(error, index) from error
-        nobody_knows = np.full(len(rows), -1, np.int64)
-        batch, _, refused = self.columns.extract(table_of(rows, fields), nobody_knows, labels_required=False)
-        for row in refused:
-            raise _indexed(BadSample(row.reason, row.detail, field=row.field), row.row)
-        return batch
+        return self.decode_table(table_of(rows, self._flat_schema))
+
+    def decode_table(self, samples: pa.Table) -> SampleBatch:
+        """Samples that are the rows of a table, for serving, as `decode_samples`."""
+        nobody_knows = np.full(samples.num_rows, -1, np.int64)
+        found = self.columns.extract(samples, nobody_knows, flat=True, labels_required=False)
+        for bad in found.bad:
+            raise _indexed(bad.error, bad.record)
+        return found.batch
+
+    def _extract(self, chunk: Chunk, rows: RecordRows, kept: NDArray[np.int64]) -> DecodedChunk:
+        """The samples of the records that stand at `kept` in the chunk."""
+        try:
+            found = self.columns.extract(rows.table, chunk.times_ms[kept], rows.counts, rows.faults)
+        except ConfigError as error:
+            raise ConfigError(f"{chunk.partition}: {error}") from error
+        bad = [_placed(error, chunk, int(kept[index])) for index, error in rows.bad.items()]
+        for refused in found.bad:
+            # Where a record is one sample, the record is refused.
+            leaf = None if found.leaf_counts[refused.record] == 1 else refused.leaf
+            bad.append(_placed(refused.error, chunk, int(kept[refused.record]), leaf))
+        return DecodedChunk(
+            chunk.partition,
+            chunk.first,
+            chunk.next,
+            chunk.offsets[kept[found.records]],
+            found.leaves,
+            found.last,
+            found.batch,
+            tuple(bad),
+        )
 
     def _decode_records(
         self, chunk: Chunk, records: Sequence[bytes | None], bad: list[BadSample]
-    ) -> tuple[pa.Table, NDArray[np.int64]]:
-        """The records that are of the right form as a table, and their indices in the chunk; others go to `bad`."""
+    ) -> Iterator[DecodedChunk]:
+        """The chunk in one part, or several where the codec does not decode all of it together; no form at all: in `bad`."""
         payloads: list[bytes] = []
         kept: list[int] = []
         for index, record in enumerate(records):
@@ -122,42 +159,45 @@ class Decoder:
                 kept.append(index)
             else:
                 bad.append(_placed(self._refusal(record), chunk, index))
-        if not payloads:
-            return self.columns.arrow_schema.empty_table(), np.empty(0, np.int64)
-        try:
-            table = self._codec.decode_columns(payloads)
-        except CodecError:
-            return self._decode_one_by_one(chunk, payloads, kept, bad)
-        except Exception as error:
-            # A third party's: the exact way says which record it is, or does without.
-            if not self._told:
-                logger.warning("%s: decode_columns failed, decoding is slow: %r", self._codec_name, error)
-            self._told = True
-            return self._decode_one_by_one(chunk, payloads, kept, bad)
-        if table.num_rows != len(payloads):
-            raise ConfigError(
-                f"{self._codec_name}: decode_columns made {table.num_rows} rows of {len(payloads)} records; it must make "
-                "one of each, in order"
-            )
-        return table, np.asarray(kept, np.int64)
+        places = np.asarray(kept, np.int64)
+        for start, rows in self._rows_of(payloads):
+            stop = start + (rows.table.num_rows if rows.counts is None else len(rows.counts))
+            with plugins.blamed(ConfigError, f"{self._codec_name}: what decode gave"):
+                part = self._extract(chunk, rows, places[start:stop])
+            yield part
 
-    def _decode_one_by_one(
-        self, chunk: Chunk, payloads: list[bytes], indices: list[int], bad: list[BadSample]
-    ) -> tuple[pa.Table, NDArray[np.int64]]:
-        rows: list[dict[str, Any]] = []
-        kept: list[int] = []
-        for payload, index in zip(payloads, indices, strict=True):
+    def _rows_of(self, payloads: list[bytes]) -> Iterator[tuple[int, RecordRows]]:
+        """What the payloads hold: all of them, or halves of halves, each with the index of its first payload."""
+        waiting = [(0, len(payloads))] if payloads else []
+        while waiting:
+            start, stop = waiting.pop()
             try:
-                rows.append(self._codec.decode_one(payload))
-                kept.append(index)
-            except BadSample as error:
-                bad.append(_placed(error, chunk, index))
+                rows = self._codec.decode(payloads[start:stop])
             except Exception as error:
-                # A third party's codec that trips over one record is no reason to stop: the breaker tells of many.
-                detail = f"{self._codec_name} failed: {type(error).__name__}: {error}"
-                bad.append(_placed(BadSample("codec", detail), chunk, index))
-        with plugins.blamed(ConfigError, f"{self._codec_name}: what decode_one gave"):
-            return table_of(rows, self.columns.fields), np.asarray(kept, np.int64)
+                if stop - start > 1:
+                    middle = (start + stop) // 2
+                    waiting += [(middle, stop), (start, middle)]
+                    continue
+                yield start, self._refused(error)
+                continue
+            count = rows.table.num_rows if rows.counts is None else len(rows.counts)
+            held = rows.table.num_rows if rows.counts is None else int(rows.counts.sum())
+            if count != stop - start or held != rows.table.num_rows:
+                raise ConfigError(
+                    f"{self._codec_name}: decode made {rows.table.num_rows} rows of {stop - start} records, of {count} of "
+                    f"which it says that they have {held}; it must make those of each, in order"
+                )
+            yield start, rows
+
+    def _refused(self, error: Exception) -> RecordRows:
+        """No rows, of a record that the codec fails at even alone."""
+        if not isinstance(error, BadSample):
+            # A third party's codec that trips over one record is no reason to stop: the breaker tells of many.
+            if not self._told:
+                logger.warning("%s: decode failed, decoding is slow: %r", self._codec_name, error)
+            self._told = True
+            error = BadSample("codec", f"{self._codec_name} failed: {type(error).__name__}: {error}")
+        return RecordRows(self.columns.arrow_schema.empty_table(), np.zeros(1, np.int64), {0: error})
 
     def _refusal(self, record: bytes | None) -> BadSample:
         if not record:
@@ -168,9 +208,11 @@ class Decoder:
         )
 
 
-def _placed(error: BadSample, chunk: Chunk, index: int) -> BadSample:
+def _placed(error: BadSample, chunk: Chunk, index: int, leaf: int | None = None) -> BadSample:
     offset = int(chunk.offsets[index])
-    return BadSample(error.reason, error.detail, field=error.field, partition=chunk.partition, offset=offset)
+    return BadSample(
+        error.reason, error.detail, field=error.field, partition=chunk.partition, offset=offset, leaf=leaf
+    )
 
 
 def _indexed(error: BadSample, index: int) -> BadSample:

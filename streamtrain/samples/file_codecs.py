@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from streamtrain.errors import SourceError
 from streamtrain.samples.codec import RECORD_BYTES_MAX, FileRows
 
-__all__ = ["JsonLines", "Parquet"]
+__all__ = ["JsonLines", "Parquet", "reading_as", "table_rows", "warn_absent"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class JsonLines:
         start_byte: int | None = None,
     ) -> Iterator[FileRows]:
         """As `FileCodec.rows`."""
-        with _reading(path, "as JSON lines"), _opened(path) as file:
+        with reading_as(path, "as JSON lines"), _opened(path) as file:
             if start_byte is not None:
                 file.seek(start_byte)
                 lines = self._lines(file, start_row, start_byte, complete_only)
@@ -129,12 +129,10 @@ class Parquet:
         start_byte: int | None = None,
     ) -> Iterator[FileRows]:
         """As `FileCodec.rows`. A run may be shorter than `rows_max` anywhere, not just at the end."""
-        with _reading(path, "as Parquet"), path.open("rb") as raw, pq.ParquetFile(raw) as file:
-            present = set(file.schema_arrow.names)
+        with reading_as(path, "as Parquet"), path.open("rb") as raw, pq.ParquetFile(raw) as file:
+            present = file.schema_arrow.names
             wanted = [name for name in columns if name in present]
-            if len(wanted) < len(columns):
-                absent = ", ".join(sorted(set(columns) - present))
-                logger.warning("%s has no column %s; there they count as missing", path, absent)
+            warn_absent(path, columns, present)
             group, row = _row_group_of(file, start_row)
             groups = range(group, file.num_row_groups)
             # Without a column the batches would say nothing, not even how many rows they have.
@@ -143,12 +141,19 @@ class Parquet:
                 first, row = row, row + batch.num_rows
                 if row > start_row:
                     skipped = max(start_row - first, 0)
-                    yield _parquet_rows(first + skipped, pa.Table.from_batches([batch.slice(skipped)]))
+                    yield table_rows(first + skipped, pa.Table.from_batches([batch.slice(skipped)]))
 
 
-def _parquet_rows(first: int, table: pa.Table) -> FileRows:
+def table_rows(first: int, table: pa.Table) -> FileRows:
+    """A run of rows of a columnar file."""
     next_row = first + table.num_rows
     return FileRows(first, next_row, np.arange(first, next_row), table)
+
+
+def warn_absent(path: Path, columns: Sequence[str], present: Sequence[str]) -> None:
+    """Says which of the columns that samples read a columnar file does not have."""
+    if absent := ", ".join(sorted(set(columns) - set(present))):
+        logger.warning("%s has no column %s; there they count as missing", path, absent)
 
 
 def _row_group_of(file: pq.ParquetFile, row: int) -> tuple[int, int]:
@@ -163,7 +168,7 @@ def _row_group_of(file: pq.ParquetFile, row: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _reading(path: Path, form: str) -> Iterator[None]:
+def reading_as(path: Path, form: str) -> Iterator[None]:
     """Makes one typed error of all the ways in which a damaged file shows."""
     try:
         yield

@@ -8,17 +8,35 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BadRow", "Problems"]
+from streamtrain.errors import BadSample
+
+__all__ = ["BadLeaf", "Fault", "Problems"]
 
 
 @dataclass(frozen=True, slots=True)
-class BadRow:
-    """Row `row` of a table cannot become a sample; the rest is as in `BadSample`."""
+class Fault:
+    """What a codec found wrong with one node of a record, whose other values it kept.
 
-    row: int
-    reason: str
-    field: str
-    detail: str
+    Attributes:
+      record: the record's index.
+      depth: the node's level, 0 is the root's; the number of levels above the samples: a sample.
+      node: which of the record's nodes of that level, from 0.
+      error: what is wrong.
+    """
+
+    record: int
+    depth: int
+    node: int
+    error: BadSample
+
+
+@dataclass(frozen=True, slots=True)
+class BadLeaf:
+    """Leaf `leaf` of record `record` cannot become a sample; None: the record as a whole."""
+
+    record: int
+    leaf: int | None
+    error: BadSample
 
 
 class Problems:
@@ -26,21 +44,26 @@ class Problems:
 
     def __init__(self, size: int) -> None:
         self.bad = np.zeros(size, np.bool_)
-        self._rows: list[BadRow] = []
+        self._first: dict[int, BadSample] = {}
 
     def flag(
-        self, rows: NDArray[np.int64], reason: str, field: str, detail: str | Callable[[int], str]
+        self, rows: NDArray[np.int64], reason: str, field: str | None, detail: str | Callable[[int], str]
     ) -> None:
         """Rows `rows`, distinct, are bad; those already bad keep their first problem."""
         if len(rows) == 0:
             return
         for row in rows[~self.bad[rows]].tolist():
-            self._rows.append(BadRow(row, reason, field, detail if isinstance(detail, str) else detail(row)))
+            text = detail if isinstance(detail, str) else detail(row)
+            self._first[row] = BadSample(reason, text, field=field)
         self.bad[rows] = True
 
     def __bool__(self) -> bool:
-        return bool(self._rows)
+        return bool(self._first)
 
-    def rows(self) -> list[BadRow]:
+    def __getitem__(self, row: int) -> BadSample:
+        """What is wrong with a bad row."""
+        return self._first[row]
+
+    def rows(self) -> list[int]:
         """The bad rows, ascending."""
-        return sorted(self._rows, key=lambda bad: bad.row)
+        return sorted(self._first)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from streamtrain.dense.model import Params, parse_settings
 from streamtrain.dense.predictor import DensePredictor
-from streamtrain.errors import BadSample
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.decoder import Decoder
 from streamtrain.serving.model import ServedModel
@@ -78,11 +77,7 @@ class Scorer:
             return samples
         if not isinstance(samples, pa.Table):
             return self._decoder.decode_samples(samples)
-        nobody_knows = np.full(samples.num_rows, -1, np.int64)
-        batch, _, refused = self._decoder.columns.extract(samples, nobody_knows, labels_required=False)
-        for row in refused:
-            raise BadSample(row.reason, f"sample {row.row}: {row.detail}", field=row.field, offset=row.row)
-        return batch
+        return self._decoder.decode_table(samples)
 
     def gather(self, reader: SparseReader, batch: SampleBatch) -> list[Gathered]:
         """Copies what the samples need of the tables; nothing may change these meanwhile."""

@@ -13,7 +13,7 @@ __all__ = ["BadSampleGuard", "QuarantineGuard"]
 
 
 class BadSampleGuard:
-    """Watches the share of bad records over windows of a fixed number of records.
+    """Watches the share of bad samples over windows of a fixed number of them; a record refused as a whole counts as one.
 
     A window is judged when it is full, and also as soon as the bad ones alone pass the bound for a full window, so
     a stream that is bad from its first record stops at once and not after a thousand.

@@ -6,16 +6,14 @@ import json
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamtrain.errors import BadSample
-from streamtrain.samples.codec import CodecError
 from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.samples.decoder import Decoder
-from streamtrain.samples.json_check import join_plain
+from streamtrain.samples.json_check import PlainCheck
 from streamtrain.samples.json_codec import JsonCodec
 from streamtrain.samples.values import table_of
 from tests.reference_samples import read_sample
@@ -23,6 +21,7 @@ from tests.unit.samples.schemas import EVERYTHING, chunk_of
 
 DECODER = Decoder(EVERYTHING)
 CODEC = JsonCodec(EVERYTHING)
+PLAIN = PlainCheck(EVERYTHING, DECODER.columns.fields)
 
 ints = st.one_of(st.integers(-5, 120), st.sampled_from([2**63 - 1, -(2**63)]))
 strings = st.text(max_size=40)
@@ -111,7 +110,7 @@ def test_plain_records_take_the_columnar_way_and_mean_what_the_reference_reads(
     records: list[dict[str, Any]], escaped: bool
 ) -> None:
     payloads = [json.dumps(record, ensure_ascii=escaped).encode() for record in records]
-    CODEC.decode_columns(payloads)
+    assert PLAIN.of(payloads).all(), "not one of them is left to the exact way"
     assert_is_what_the_reference_reads(DECODER.decode(chunk_of(payloads)), records)
 
 
@@ -192,17 +191,15 @@ def broken_payloads(draw: st.DrawFn) -> bytes:
 @settings(max_examples=400, deadline=None)
 @given(st.lists(broken_payloads(), min_size=1, max_size=3))
 def test_the_two_ways_agree_on_every_payload(payloads: list[bytes]) -> None:
-    joined = join_plain(payloads)
-    if joined is not None:
-        assert [orjson.loads(line) for line in joined.split(b"\n")] == [
-            orjson.loads(payload) for payload in payloads
-        ]
-    try:
-        table = CODEC.decode_columns(payloads)
-    except CodecError:
+    plain = [payload for payload, is_plain in zip(payloads, PLAIN.of(payloads)) if is_plain]
+    if not plain:
         return
-    rows = [CODEC.decode_one(payload) for payload in payloads]
-    assert table.equals(table_of(rows, DECODER.columns.fields))
+    rows = []
+    for payload in plain:
+        exact = CODEC.exact(payload)
+        assert not isinstance(exact, BadSample) and not exact[1]
+        rows.append(exact[0])
+    assert CODEC.columns(plain).equals(table_of(rows, DECODER.columns.arrow_schema))
 
 
 @settings(max_examples=100, deadline=None)

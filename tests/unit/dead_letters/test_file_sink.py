@@ -46,6 +46,7 @@ async def test_a_line_holds_the_original_bytes_and_why_they_were_refused(tmp_pat
     assert first == {
         "partition": "clicks:0",
         "offset": 7,
+        "leaves": None,
         "timestamp_ms": 5,
         "reason": "json",
         "field": None,

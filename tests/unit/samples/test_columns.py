@@ -13,7 +13,6 @@ import pytest
 from streamtrain.errors import ConfigError
 from streamtrain.samples.columns import SampleColumns
 from streamtrain.samples.fields import fields_of
-from streamtrain.samples.problems import BadRow
 from streamtrain.samples.schema import Schema
 from streamtrain.sources import TIME_UNKNOWN
 from tests.reference_samples import feature_id
@@ -36,7 +35,7 @@ def times(rows: int) -> np.ndarray:
     "type_", [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint32(), pa.uint64()]
 )
 def test_integers_of_every_width_are_the_same_feature(type_: pa.DataType) -> None:
-    batch, good, bad = columns(user={}).extract(table(user=pa.array([7, None, 9], type_)), times(3))
+    batch, good, bad = columns(user={}).extract(table(user=pa.array([7, None, 9], type_)), times(3))[:3]
     assert batch.ids["user"].values.tolist() == [feature_id("user", 7), feature_id("user", 9)]
     assert batch.ids["user"].offsets.tolist() == [0, 1, 1, 2]
     assert good.tolist() == [0, 1, 2] and bad == []
@@ -54,7 +53,7 @@ def test_integers_of_every_width_are_the_same_feature(type_: pa.DataType) -> Non
     ],
 )
 def test_strings_of_every_form_are_the_same_feature(array: pa.Array) -> None:
-    batch, _, _ = columns(word={"type": "string"}).extract(table(word=array), times(3))
+    batch, _, _ = columns(word={"type": "string"}).extract(table(word=array), times(3))[:3]
     assert batch.ids["word"].values.tolist() == [feature_id("word", "a"), feature_id("word", "b")]
     assert batch.ids["word"].offsets.tolist() == [0, 1, 1, 2]
 
@@ -65,7 +64,7 @@ def test_strings_of_every_form_are_the_same_feature(array: pa.Array) -> None:
 )
 def test_lists_of_every_form_are_the_same_features(type_: pa.DataType) -> None:
     array = pa.array([[0, 0], [1, 2], None, [3, 4]], type_).slice(1)
-    batch, _, _ = columns(tags={"many": True}).extract(table(tags=array), times(3))
+    batch, _, _ = columns(tags={"many": True}).extract(table(tags=array), times(3))[:3]
     assert batch.ids["tags"].values.tolist() == [feature_id("tags", n) for n in (1, 2, 3, 4)]
     assert batch.ids["tags"].offsets.tolist() == [0, 2, 2, 4]
 
@@ -80,12 +79,12 @@ def test_lists_of_every_form_are_the_same_features(type_: pa.DataType) -> None:
     ],
 )
 def test_numbers_of_every_type_are_numbers(array: pa.Array) -> None:
-    batch, _, _ = columns(x={"kind": "dense"}).extract(table(x=array), times(3))
+    batch, _, _ = columns(x={"kind": "dense"}).extract(table(x=array), times(3))[:3]
     assert batch.dense.tolist() == [[1.0], [0.0], [0.0]] and batch.dense.dtype == np.float32
 
 
 def test_a_label_may_be_a_bool() -> None:
-    batch, _, _ = columns(user={}).extract(pa.table({"y": [True, False], "user": [1, 2]}), times(2))
+    batch, _, _ = columns(user={}).extract(pa.table({"y": [True, False], "user": [1, 2]}), times(2))[:3]
     assert batch.labels.tolist() == [[1.0], [0.0]]
 
 
@@ -94,20 +93,20 @@ def test_an_event_time_may_be_a_timestamp(unit: str) -> None:
     schema = Schema.model_validate({"labels": ["y"], "event_time": "at", "slots": {"user": {}}})
     moment = dt.datetime(2022, 5, 8, 12, 0, 0)
     rows = table(at=pa.array([moment, None], pa.timestamp(unit, "UTC")), user=[1, 2])
-    batch, _, _ = SampleColumns(schema).extract(rows, np.array([1_652_011_200_005, 6]))
+    batch, _, _ = SampleColumns(schema).extract(rows, np.array([1_652_011_200_005, 6]))[:3]
     assert batch.event_time_ms.tolist() == [1_652_011_200_000, 6]
     assert batch.record_time_ms.tolist() == [1_652_011_200_005, 6]
 
 
 def test_an_unknown_record_time_is_the_event_time() -> None:
     schema = Schema.model_validate({"labels": ["y"], "event_time": "at", "slots": {"user": {}}})
-    batch, _, _ = SampleColumns(schema).extract(table(at=[70, None], user=[1, 2]), np.array([-1, -1]))
+    batch, _, _ = SampleColumns(schema).extract(table(at=[70, None], user=[1, 2]), np.array([-1, -1]))[:3]
     assert batch.event_time_ms.tolist() == [70, TIME_UNKNOWN] == batch.record_time_ms.tolist()
 
 
 def test_a_record_without_a_time_has_none_where_the_schema_names_none() -> None:
     """The year 1970 would be an event time like any other: the lineage and the watermark would tell of it."""
-    batch, _, _ = columns(user={}).extract(table(user=[1]), np.array([TIME_UNKNOWN]))
+    batch, _, _ = columns(user={}).extract(table(user=[1]), np.array([TIME_UNKNOWN]))[:3]
     assert batch.event_time_ms.tolist() == [TIME_UNKNOWN] == batch.record_time_ms.tolist()
 
 
@@ -116,24 +115,24 @@ def test_an_event_time_far_after_its_record_is_refused() -> None:
         {"labels": ["y"], "event_time": "at", "event_time_ahead_max_s": 60, "slots": {"user": {}}}
     )
     rows = table(at=[61_000, 61_001, 999_000_000_000, None], user=[1, 2, 3, 4])
-    batch, kept, bad = SampleColumns(schema).extract(rows, np.array([1000, 1000, -1, 7]))
+    batch, kept, bad = SampleColumns(schema).extract(rows, np.array([1000, 1000, -1, 7]))[:3]
     assert kept.tolist() == [0, 2, 3] and batch.event_time_ms.tolist() == [61_000, 999_000_000_000, 7]
-    assert [(b.row, b.reason, b.field) for b in bad] == [(1, "range", "at")]
-    assert "60.001 s after the record's own time" in bad[0].detail
+    assert [(b.record, b.error.reason, b.error.field) for b in bad] == [(1, "range", "at")]
+    assert "60.001 s after the record's own time" in bad[0].error.detail
 
 
 def test_a_column_that_is_not_there_or_all_null_is_empty() -> None:
     made = columns(
         a={}, b={"type": "string", "many": True}, c={"kind": "dense", "size": 2}, d={"kind": "sequence"}
     )
-    batch, good, _ = made.extract(table(d=pa.nulls(2)), times(2))
+    batch, good, _ = made.extract(table(d=pa.nulls(2)), times(2))[:3]
     assert good.tolist() == [0, 1] and batch.dense.tolist() == [[0.0, 0.0]] * 2
     assert all(ragged.offsets.tolist() == [0, 0, 0] for ragged in batch.ids.values())
 
 
 def test_no_rows_are_no_samples() -> None:
     made = columns(a={}, b={"type": "string"}, c={"kind": "cross", "of": ["a", "b"]}, d={"kind": "sequence"})
-    batch, good, bad = made.extract(made.arrow_schema.empty_table(), times(0))
+    batch, good, bad = made.extract(made.arrow_schema.empty_table(), times(0))[:3]
     assert batch.size == 0 and len(good) == 0 and bad == [] and list(batch.ids) == ["a", "b", "c", "d"]
 
 
@@ -197,33 +196,34 @@ def test_bad_rows_are_named_and_the_others_kept() -> None:
     good: dict[str, Any] = {
         "y": 1.0, "z": 0.0, "user": 1, "tags": [1], "tag_weights": [0.5], "price": 1.0, "vector": [1.0, 2.0],
     }  # fmt: skip
-    wrong: list[tuple[dict[str, Any], BadRow]] = [
-        ({"y": None}, BadRow(0, "missing", "y", "the label is missing")),
-        ({"z": 1.5}, BadRow(0, "label", "z", "the label is 1.5; it must be from 0 to 1")),
-        ({"y": float("nan")}, BadRow(0, "non_finite", "y", "a number is not finite as a 32-bit float")),
-        ({"user": 2**63}, BadRow(0, "type", "user", "an integer is larger than 9223372036854775807")),
-        ({"tags": [None]}, BadRow(0, "missing", "tags", "the list holds a null")),
+    wrong: list[tuple[dict[str, Any], tuple[int, str, str, str]]] = [
+        ({"y": None}, (0, "missing", "y", "the label is missing")),
+        ({"z": 1.5}, (0, "label", "z", "the label is 1.5; it must be from 0 to 1")),
+        ({"y": float("nan")}, (0, "non_finite", "y", "a number is not finite as a 32-bit float")),
+        ({"user": 2**63}, (0, "type", "user", "an integer is larger than 9223372036854775807")),
+        ({"tags": [None]}, (0, "missing", "tags", "the list holds a null")),
         (
             {"tag_weights": []},
-            BadRow(0, "length", "tag_weights", "the list has 0 weights for the 1 ids of field 'tags'"),
+            (0, "length", "tag_weights", "the list has 0 weights for the 1 ids of field 'tags'"),
         ),
         (
             {"price": float("inf")},
-            BadRow(0, "non_finite", "price", "a number is not finite as a 32-bit float"),
+            (0, "non_finite", "price", "a number is not finite as a 32-bit float"),
         ),
-        ({"vector": [1.0]}, BadRow(0, "length", "vector", "the list has 1 numbers; the slot's size is 2")),
+        ({"vector": [1.0]}, (0, "length", "vector", "the list has 1 numbers; the slot's size is 2")),
         (
             {"tags": [1, 2, 3], "tag_weights": [1.0, 1.0, 1.0]},
-            BadRow(0, "too_large", "pairs", "the cross has more than combinations_max = 2 combinations"),
+            (0, "too_large", "pairs", "the cross has more than combinations_max = 2 combinations"),
         ),
     ]
     rows = [good]
     for change, _ in wrong:
         rows += [{**good, **change}, good]
     rows_table = pa.Table.from_pylist(rows, made.arrow_schema.set(2, pa.field("user", pa.uint64())))
-    batch, kept, bad = made.extract(rows_table, times(len(rows)))
+    batch, kept, bad = made.extract(rows_table, times(len(rows)))[:3]
     assert kept.tolist() == list(range(0, len(rows), 2)) and batch.record_time_ms.tolist() == kept.tolist()
-    assert bad == [BadRow(2 * i + 1, b.reason, b.field, b.detail) for i, (_, b) in enumerate(wrong)]
+    found = [(b.record, b.error.reason, b.error.field, b.error.detail) for b in bad]
+    assert found == [(2 * i + 1, *problem[1:]) for i, (_, problem) in enumerate(wrong)]
     assert batch.dense.tolist() == [[1.0, 1.0, 2.0]] * len(kept)
 
 
@@ -239,7 +239,7 @@ def test_one_field_serves_several_slots() -> None:
     }
     made = SampleColumns(Schema.model_validate(schema))
     assert made.arrow_schema.field("t").type == pa.int64()
-    batch, _, _ = made.extract(table(t=[4, 5]), times(2))
+    batch, _, _ = made.extract(table(t=[4, 5]), times(2))[:3]
     assert batch.ids["hour"].values.tolist() == [feature_id("hour", 4), feature_id("hour", 5)]
     assert batch.ids["band"].values.tolist() == [feature_id("band", 0), feature_id("band", 1)]
     assert batch.dense.tolist() == [[4.0], [5.0]]

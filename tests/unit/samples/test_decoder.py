@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import orjson
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from streamtrain.errors import BadSample, ConfigError
+from streamtrain.samples.codec import RecordRows
 from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.json_codec import JsonCodec
 from streamtrain.samples.schema import Schema
@@ -28,16 +28,12 @@ GOOD = b'{"click": 1, "user": 5, "tags": [1, 2]}'
 class Clumsy(JsonCodec):
     """A third party's codec, which trips over some records."""
 
-    def decode_columns(self, records: Sequence[bytes]) -> pa.Table:
+    def decode(self, records: Sequence[bytes]) -> RecordRows:
         if any(b"trip" in record for record in records):
-            raise KeyError("columns")
-        table = super().decode_columns(records)
-        return table.slice(1) if any(b"lose" in record for record in records) else table
-
-    def decode_one(self, record: bytes) -> dict[str, Any]:
-        if b"trip" in record:
-            raise ZeroDivisionError("one")
-        return super().decode_one(record)
+            raise KeyError("columns") if len(records) > 1 else ZeroDivisionError("one")
+        rows = super().decode(records)
+        lost = any(b"lose" in record for record in records)
+        return RecordRows(rows.table.slice(1)) if lost else rows
 
 
 def test_a_record_that_a_codec_trips_over_is_bad_and_the_others_are_learned() -> None:
@@ -48,7 +44,7 @@ def test_a_record_that_a_codec_trips_over_is_bad_and_the_others_are_learned() ->
     (bad,) = decoded.bad
     assert (bad.reason, bad.offset) == ("codec", 1)
     assert f"codec '{__name__}:Clumsy' failed: ZeroDivisionError: one" in str(bad)
-    with pytest.raises(ConfigError, match="decode_columns made 1 rows of 2 records"):
+    with pytest.raises(ConfigError, match="decode made 1 rows of 2 records"):
         decoder.decode(chunk_of([good, b'{"lose": 1, "user": 1, "click": 1}']))
 
 
@@ -121,7 +117,7 @@ def test_pretty_printed_records_are_columnar_too() -> None:
     payloads = [
         orjson.dumps({"click": 1, "user": n, "tags": [n]}, option=orjson.OPT_INDENT_2) for n in range(3)
     ]
-    table = JsonCodec(SMALL).decode_columns(payloads)
+    table = JsonCodec(SMALL).columns(payloads)
     assert table.column("user").to_pylist() == [0, 1, 2]
 
 

@@ -132,3 +132,15 @@ def test_a_row_of_a_columnar_file_becomes_json() -> None:
     table = pa.table({"user": [1, 2, None], "f": [0.5, float("nan"), None], "b": [b"x", b"y", b"z"]})
     (found,) = letters_of(chunk(table), [BadSample("non_finite", "NaN", offset=5)], 1000)
     assert found.value == b'{"user": 2, "f": NaN, "b": "b\'y\'"}' and found.key is None
+
+
+def test_a_record_of_many_samples_is_one_letter_that_says_which_are_refused() -> None:
+    def of(leaves: list[int | None]) -> str | None:
+        bad = [BadSample("type", "wrong", offset=5, leaf=leaf) for leaf in leaves]
+        (found,) = letters_of(chunk([b"a", b"tree", b"c"]), bad, 100)
+        assert (found.offset, found.value) == (5, b"tree")
+        return found.leaves
+
+    assert [of([None]), of([0]), of([1, 2, 3, 7, 9, 10])] == [None, "0", "1-3,7,9-10"]
+    many = of(list(range(0, 5000, 2)))
+    assert many is not None and many.startswith("0,2,4,") and many.endswith(",...") and len(many) < 1010

@@ -7,13 +7,14 @@ grows after that leaks. Every `--every` seconds: memory (`rss_mb`, and `rss_anon
 descriptors and threads of the daemon and memory of the follower, and what stands on disk in the log and the exports.
 `growth_per_hour` is the slope of a straight line through the second half of the run (least squares); `steps` tells
 that it kept working. Base epochs are folded every `--base-every` epochs, so that folding, collecting and new bases happen
-many times.
+many times. Each look stands in build/bench/soak.jsonl at once, so that a run that ends early is not for nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -82,6 +83,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     folder.mkdir(parents=True)
     samples = work_of(folder, options.samples, options.rows, options.batch)
     seen: list[dict[str, float]] = []
+    looks = FOLDER / "soak.jsonl"
+    looks.unlink(missing_ok=True)
     with KafkaServer() as kafka, RedisServer() as redis:
         asyncio.run(kafka.create_topic(TOPIC, throughput.PARTITIONS, _KEPT))
         source = {"kind": "kafka", "bootstrap_servers": kafka.bootstrap_servers, "topic": TOPIC}
@@ -104,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     for name, process in (("producer", producer), ("follower", follower)):
                         if process.poll() is not None:
                             raise SystemExit(f"the {name} ended with {process.returncode}")
-                    page = counters(daemon.get("/metrics")[1])
+                    page = {"streamtrain_table_rows": 0.0} | counters(daemon.get("/metrics")[1])
                     seen.append(
                         {"at_s": passed, "samples": page["streamtrain_samples_total"]}
                         | look(daemon.process.pid)
@@ -112,6 +115,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                         | {"log_mb": disk_mb(folder / "model"), "exports_mb": disk_mb(folder / "exports")}
                         | {"rows": page["streamtrain_table_rows"], "epoch": page["streamtrain_epoch"]}
                     )
+                    with looks.open("a") as file:
+                        file.write(json.dumps(seen[-1]) + "\n")
                     time.sleep(options.every)
                 stages = stage_shares(first, page, passed)
             if code := daemon.stop():

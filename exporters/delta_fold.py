@@ -7,8 +7,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from streamtrain.log.record import TableRows
 from streamtrain.serving.files import ExportedRows, Lineage, export_document, read_export
 from streamtrain.serving.manifest import Entry, Manifest
 from streamtrain.serving.model import ServedModel
+from streamtrain.serving.weights import Encoding, encode
 
 __all__ = ["FoldStopped", "fold_base", "sorted_rows"]
 
@@ -36,10 +37,11 @@ def fold_base(
     directory: ExportDirectory,
     manifest: Manifest,
     model: ServedModel,
+    dtype: Encoding,
     now_ms: int,
     stop: Callable[[], bool],
 ) -> Entry:
-    """Writes the base of the manifest's head. Runs in a thread of its own; the manifest's files must stay.
+    """Writes the base of the manifest's head, its weights as `dtype`. Runs in a thread of its own; the manifest's files must stay.
 
     Raises:
       FoldStopped: `stop` said so; nothing is left behind.
@@ -58,7 +60,7 @@ def fold_base(
     lineage = Lineage.folded([file.lineage for file in files])
     tensors: dict[str, np.ndarray | Stream] = {f"dense/{name}": array for name, array in last.dense.items()}
     for name, table in model.tables.items():
-        tensors |= _merged(name, [file.tables[name] for file in files], table.columns, stop)
+        tensors |= _merged(name, [file.tables[name] for file in files], table.columns, dtype, stop)
     return directory.write_file(entry, export_document(model.model_id, entry, lineage), tensors)
 
 
@@ -69,7 +71,11 @@ def _yield_to_others() -> None:
 
 
 def _merged(
-    name: str, sources: Sequence[ExportedRows], columns: Sequence[str], stop: Callable[[], bool]
+    name: str,
+    sources: Sequence[ExportedRows],
+    columns: Sequence[str],
+    dtype: Encoding,
+    stop: Callable[[], bool],
 ) -> dict[str, np.ndarray | Stream]:
     """One table after all of `sources`: the last row of each id, unless a tombstone came later; by ascending id."""
     ids = np.concatenate([part for rows in sources for part in (rows.ids, rows.tombstones)])
@@ -84,44 +90,71 @@ def _merged(
     row = order - starts[source]
     alive = row < np.array([len(rows.ids) for rows in sources])[source]
     ids, source, row = ids[alive], source[alive], row[alive]
-    held = {column: [getattr(rows, column) for rows in sources] for column in columns}
-    return _base_tensors(name, ids, held, source, row, stop)
+    return _base_tensors(name, ids, _Picked(sources, source, row, dtype, stop), columns)
 
 
 def sorted_rows(
-    name: str, rows: TableRows, columns: Sequence[str], stop: Callable[[], bool]
+    name: str, rows: TableRows, columns: Sequence[str], dtype: Encoding, stop: Callable[[], bool]
 ) -> dict[str, np.ndarray | Stream]:
     """The rows of one table of a record, as a base holds them."""
     order = np.argsort(rows.ids, kind="stable")
-    held = {column: [getattr(rows, column)] for column in columns}
-    return _base_tensors(name, rows.ids[order], held, np.zeros(len(order), np.int32), order, stop)
+    held = ExportedRows(rows.ids, rows.weights, rows.tombstones, rows.last_steps)
+    picked = _Picked([held], np.zeros(len(order), np.int32), order, dtype, stop)
+    return _base_tensors(name, rows.ids[order], picked, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    """Rows out of several sources: the i-th is row `row[i]` of `sources[source[i]]`, its weights to be encoded as `dtype`."""
+
+    sources: Sequence[ExportedRows]
+    source: NDArray[np.int32]
+    row: NDArray[np.int64]
+    dtype: Encoding
+    stop: Callable[[], bool]
+
+    def chunks(self, column: str) -> Iterator[np.ndarray]:
+        """One column in pieces."""
+        for start in range(0, len(self.row), _CHUNK_ROWS):
+            if self.stop():
+                raise FoldStopped
+            yield self._chunk(column, start)
+
+    def _chunk(self, column: str, start: int) -> np.ndarray:
+        of, at = self.source[start : start + _CHUNK_ROWS], self.row[start : start + _CHUNK_ROWS]
+        if column not in ("weights", "scales"):
+            return _gathered([getattr(rows, column) for rows in self.sources], of, at)
+        columns = encode(np.empty((0, 1), np.float32), self.dtype)
+        if all(rows.weights.dtype == columns["weights"].dtype for rows in self.sources):
+            # As they are: to encode again what was encoded would add a second error.
+            return _gathered([getattr(rows, column) for rows in self.sources], of, at)
+        vectors = np.empty((len(of), self.sources[0].weights.shape[1]), np.float32)
+        for number in np.unique(of):
+            mine = of == number
+            vectors[mine] = self.sources[number].vectors(at[mine])
+        return encode(vectors, self.dtype)[column]
+
+
+def _gathered(arrays: Sequence[np.ndarray], of: NDArray[np.int32], at: NDArray[np.int64]) -> np.ndarray:
+    chunk = np.empty((len(of), *arrays[0].shape[1:]), arrays[0].dtype)
+    for number in np.unique(of):
+        mine = of == number
+        chunk[mine] = arrays[number][at[mine]]
+    return chunk
 
 
 def _base_tensors(
-    name: str,
-    ids: NDArray[np.uint64],
-    columns: Mapping[str, Sequence[np.ndarray]],
-    source: NDArray[np.int32],
-    row: NDArray[np.int64],
-    stop: Callable[[], bool],
+    name: str, ids: NDArray[np.uint64], picked: _Picked, columns: Sequence[str]
 ) -> dict[str, np.ndarray | Stream]:
-    """A base's tensors of one table, whose i-th row is in each column `arrays[source[i]][row[i]]`."""
-
-    def chunks(arrays: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        for start in range(0, len(ids), _CHUNK_ROWS):
-            if stop():
-                raise FoldStopped
-            of, at = source[start : start + _CHUNK_ROWS], row[start : start + _CHUNK_ROWS]
-            chunk = np.empty((len(of), *arrays[0].shape[1:]), arrays[0].dtype)
-            for number in np.unique(of):
-                mine = of == number
-                chunk[mine] = arrays[number][at[mine]]
-            yield chunk
-
+    """A base's tensors of one table, which has `columns` and those that the encoding of its weights adds."""
+    rows, dim = len(ids), picked.sources[0].weights.shape[1]
+    encoded = encode(np.empty((0, dim), np.float32), picked.dtype)
     tensors: dict[str, np.ndarray | Stream] = {
-        f"tables/{name}/{column}": Stream(
-            arrays[0].dtype, (len(ids), *arrays[0].shape[1:]), partial(chunks, arrays)
-        )
-        for column, arrays in columns.items()
+        f"tables/{name}/ids": ids,
+        f"tables/{name}/tombstones": np.empty(0, np.uint64),
     }
-    return tensors | {f"tables/{name}/ids": ids, f"tables/{name}/tombstones": np.empty(0, np.uint64)}
+    for column in dict.fromkeys((*columns, *encoded)):
+        like = encoded[column] if column in encoded else getattr(picked.sources[0], column)
+        shape = (rows, *like.shape[1:])
+        tensors[f"tables/{name}/{column}"] = Stream(like.dtype, shape, partial(picked.chunks, column))
+    return tensors

@@ -31,6 +31,7 @@ from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.serving.files import PARAMS_PREFIX, Lineage, export_document
 from streamtrain.serving.manifest import Entry, Manifest
 from streamtrain.serving.model import ServedModel
+from streamtrain.serving.weights import Encoding, encode
 
 __all__ = ["DeltaExporter", "DeltaSettings"]
 
@@ -44,6 +45,10 @@ class DeltaSettings(ExporterSettings):
     """This exporter."""
     path: str = Field(min_length=1)
     """Directory to export to; nothing else may write there. Followers need to read it: a local or shared disk."""
+    dtype: Encoding = "float32"
+    """How weights stand in the files. `bfloat16` halves them, each weight off by 2^-8 of itself at most; `int8` quarters them,
+    off by 1/254 of the largest weight of its row at most. Learning is exact all the same. Each file says which it is; a
+    follower older than this setting refuses those that are not float32."""
     base_every_epochs: int = Field(default=300, ge=1, le=100_000)
     """A full base is written after this many deltas, aside from exporting. A new follower reads the newest base and
     the deltas since."""
@@ -136,8 +141,12 @@ class DeltaExporter:
             entry = self._entry(record, digest, record.previous)
             tensors: dict[str, np.ndarray | Stream] = dict(self._dense(record))
             for name, rows in self._tables(record):
-                for part in ("ids", "tombstones", *self._model.tables[name].columns):
-                    tensors[f"tables/{name}/{part}"] = getattr(rows, part)
+                parts = {
+                    part: getattr(rows, part)
+                    for part in ("ids", "tombstones", *self._model.tables[name].columns)
+                }
+                parts |= encode(rows.weights, self._settings.dtype)
+                tensors |= {f"tables/{name}/{part}": tensor for part, tensor in parts.items()}
             entry = self._write(entry, Lineage.of(record), tensors)
             self._publish(manifest.with_delta(entry))
             self._publish_folded()
@@ -156,7 +165,8 @@ class DeltaExporter:
             entry = self._entry(base, base.previous, "")
             tensors: dict[str, np.ndarray | Stream] = dict(self._dense(base))
             for name, rows in self._tables(base):
-                tensors |= sorted_rows(name, rows, self._model.tables[name].columns, self._stopping.is_set)
+                columns = self._model.tables[name].columns
+                tensors |= sorted_rows(name, rows, columns, self._settings.dtype, self._stopping.is_set)
             try:
                 entry = self._write(entry, Lineage.of(base), tensors)
             except FoldStopped:
@@ -233,8 +243,9 @@ class DeltaExporter:
         due = max(self._manifest.bases[-1].epoch + self._settings.base_every_epochs, self._fold_after)
         if self._folding is None and head >= due:
             now_ms, stop = int(self._clock() * 1000), self._fold_unwanted.is_set
+            dtype = self._settings.dtype
             self._folding = self._folder.submit(
-                fold_base, self._directory, self._manifest, self._model, now_ms, stop
+                fold_base, self._directory, self._manifest, self._model, dtype, now_ms, stop
             )
 
     def _publish_folded(self) -> None:

@@ -15,6 +15,7 @@ from streamtrain.log.container import Container
 from streamtrain.log.record import EpochRecord
 from streamtrain.serving.manifest import Entry
 from streamtrain.serving.model import FORMAT_VERSION, ServedModel, ServedTable
+from streamtrain.serving.weights import decode
 
 __all__ = ["PARAMS_PREFIX", "ExportedFile", "ExportedRows", "Lineage", "export_document", "read_export"]
 
@@ -103,15 +104,21 @@ class ExportedRows:
 
     Attributes:
       ids: `[R]` uint64, distinct; ascending in a base.
-      weights: `[R, D]` float32.
+      weights: `[R, D]` as they stand in the file: float32, uint16 or int8; see `weights.encode`.
       tombstones: `[T]` uint64, ids that have no row any more; empty in a base.
       last_steps: `[R]` uint32, step of the last update modulo 2^32, in tables whose weights decay; else None.
+      scales: `[R]` float32 of int8 weights; else None.
     """
 
     ids: NDArray[np.uint64]
-    weights: NDArray[np.float32]
+    weights: NDArray[Any]
     tombstones: NDArray[np.uint64]
     last_steps: NDArray[np.uint32] | None = None
+    scales: NDArray[np.float32] | None = None
+
+    def vectors(self, rows: slice | NDArray[np.integer] = slice(None)) -> NDArray[np.float32]:
+        """A copy of the weights of some rows, `[N, D]` float32."""
+        return decode(self.weights[rows], None if self.scales is None else self.scales[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +194,16 @@ def _parse(container: Container, entry: Entry, model: ServedModel) -> ExportedFi
 
 
 def _rows(container: Container, name: str, table: ServedTable) -> ExportedRows:
-    found = {
-        part: container.tensors[f"tables/{name}/{part}"] for part in ("ids", "tombstones", *table.columns)
-    }
+    parts = ["ids", "tombstones", *table.columns]
+    weights = container.tensors[f"tables/{name}/weights"].dtype
+    if weights == np.int8:
+        parts.append("scales")
+    found = {part: container.tensors[f"tables/{name}/{part}"] for part in parts}
     rows = len(found["ids"])
     expected = {
         "ids": (np.uint64, (rows,)),
-        "weights": (np.float32, (rows, table.row_dim)),
+        "weights": (weights if weights in (np.uint16, np.int8) else np.float32, (rows, table.row_dim)),
+        "scales": (np.float32, (rows,)),
         "last_steps": (np.uint32, (rows,)),
         "tombstones": (np.uint64, (len(found["tombstones"]),)),
     }

@@ -126,7 +126,7 @@ def _loadable(rows: ExportedRows) -> TableRows:
     count = len(rows.ids)
     return TableRows(
         ids=rows.ids.copy(),
-        weights=rows.weights.copy(),
+        weights=rows.vectors(),
         slots=np.empty((count, 0), np.float32),
         counts=np.zeros(count, np.uint32),
         last_steps=np.zeros(count, np.uint32) if rows.last_steps is None else rows.last_steps.copy(),

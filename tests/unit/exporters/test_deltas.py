@@ -18,9 +18,10 @@ from streamtrain.exports import ExportRunner
 from streamtrain.log.files import Files
 from streamtrain.log.fold import fold
 from streamtrain.log.model import ModelDescription
+from streamtrain.serving import Follower
 from streamtrain.serving.files import read_export
 from streamtrain.serving.manifest import Manifest
-from tests.exporting import JOB, History, make_exporter
+from tests.exporting import JOB, History, held, make_exporter
 
 
 @pytest.fixture
@@ -312,3 +313,58 @@ def test_a_fold_that_fails_holds_no_delta_up(history, tmp_path, caplog):
     runner.catch_up()
     assert [base.epoch for base in manifest(exporter).bases] == [0, 5]
     exporter.close()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "columns"),
+    [
+        ("float32", "float32", {"weights"}),
+        ("bfloat16", "uint16", {"weights"}),
+        ("int8", "int8", {"weights", "scales"}),
+    ],
+)
+def test_weights_are_as_short_as_asked_in_deltas_and_bases_and_followers_hold_them(
+    history: History, tmp_path: Path, dtype: str, stored: str, columns: set[str]
+) -> None:
+    exporter = make_exporter(history.log, tmp_path / "export", dtype=dtype, base_every_epochs=2)
+    runner = ExportRunner(history.log, exporter)
+    follower = Follower(tmp_path / "export")
+    for weight in (0.5, -1.7, 3.1, 0.123, 2.25, 1e-3):
+        learn(history, weight)
+        runner.catch_up()
+        settle(exporter)
+        follower.poll()
+        head = history.oracle[-1]
+        for table, rows in held(follower).items():
+            assert rows.keys() == head[table].keys()
+            # Of dim 1, so that the largest weight of a row is the weight.
+            assert all(abs(rows[id] - w) <= abs(w) / 250 for id, w in head[table].items())
+            assert dtype != "float32" or rows == pytest.approx(head[table])
+    assert len(manifest(exporter).bases) == 2
+    for name in manifest(exporter).names:
+        with safe_open(exporter._directory.path / name, "numpy") as file:
+            names = list(file.keys())
+            found = {key.rpartition("/")[2]: key for key in names if key.startswith("tables/users/")}
+            assert found.keys() - {"ids", "tombstones"} == columns
+            assert file.get_tensor(found["weights"]).dtype == stored
+    exporter.close()
+
+
+def test_a_base_has_the_new_dtype_where_that_was_changed_and_old_deltas_are_folded_into_it(
+    history: History, tmp_path: Path
+) -> None:
+    for dtype in ("float32", "int8", "bfloat16", "float32"):
+        exporter = make_exporter(history.log, tmp_path / "export", dtype=dtype, base_every_epochs=2)
+        for weight in (0.5, -1.7, 3.1):
+            learn(history, weight)
+            ExportRunner(history.log, exporter).catch_up()
+            settle(exporter)
+        learn(history, 0.25)
+        ExportRunner(history.log, exporter).catch_up()
+        exporter.close()
+    follower = Follower(tmp_path / "export")
+    follower.poll()
+    for table, rows in held(follower).items():
+        head = history.oracle[-1][table]
+        assert rows.keys() == head.keys()
+        assert all(abs(rows[id] - w) <= abs(w) / 100 for id, w in head.items())

@@ -36,6 +36,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "tiers": ("--ids", "1000000"),
     "fold": ("--rows", "1000000"),
     "train_step": (),
+    "grouped": (),
     "linear": (),
     "scaling": ("--rows", "1", "10"),
     "throughput": (),

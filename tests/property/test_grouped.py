@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamtrain.config import Job
 from streamtrain.dense.model import Features, Model, Params
 from streamtrain.dense.models.layers import apply_layers, init_layers
 from streamtrain.log.record import EpochRecord
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.schema import Schema
+from streamtrain.serving.model import ServedModel
+from streamtrain.serving.scorer import Scorer
+from streamtrain.sparse.reader import SparseReader
 from streamtrain.training.learner import Learner
 from tests.fakes import job
-from tests.trees import grouped_batch, steps_of_trees
+from tests.trees import grouped_batch, random_steps, steps_of_trees
 
 BATCH = 24
 NAMES = ["user", "ad", "place"]
 ADAGRAD = {"kind": "adagrad", "learning_rate": 0.05}
+COLUMNS = ("ids", "weights", "slots", "counts", "last_steps", "tombstones")
 CLOSE: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-5}
 CASES = [("linear", 1), ("mlp", 3), ("deepfm", 2), ("din", 2), ("unaware", 1)]
 
@@ -76,6 +82,7 @@ class Pair:
     """One that learns grouped samples, one that learns the same one by one, and what both begin as."""
 
     schema: Schema
+    job: Job
     grouped: Learner
     flat: Learner
     genesis: EpochRecord
@@ -103,21 +110,20 @@ def pair(kind: str, depth: int) -> Pair:
         "levels": [{"name": name, "children": f"under_{name}"} for name in NAMES[:depth]],
     }
     flat_slots = {name: {k: v for k, v in slot.items() if k != "level"} for name, slot in slots.items()}
-    grouped, flat = (
-        Learner(
-            job(
-                Path("/nowhere"),
-                schema=one,
-                tables=tables,
-                model=model,
-                # Adam would turn the rounding of a gradient that is nearly 0 into a whole step.
-                optimizer={"kind": "sgd", "learning_rate": 0.1},
-                training={"batch_size": BATCH},
-            )
+    jobs = [
+        job(
+            Path("/nowhere"),
+            schema=one,
+            tables=tables,
+            model=model,
+            # Adam would turn the rounding of a gradient that is nearly 0 into a whole step.
+            optimizer={"kind": "sgd", "learning_rate": 0.1},
+            training={"batch_size": BATCH},
         )
         for one in (schema, {"labels": ["click"], "slots": flat_slots})
-    )
-    return Pair(Schema.model_validate(schema), grouped, flat, flat.genesis({"p": 0}, "topic"))
+    ]
+    grouped, flat = map(Learner, jobs)
+    return Pair(jobs[0].sample_schema, jobs[0], grouped, flat, flat.genesis({"p": 0}, "topic"))
 
 
 @pytest.mark.parametrize(("kind", "depth"), CASES)
@@ -168,6 +174,47 @@ def check_same_model(one: Learner, other: Learner) -> None:
     for table, found in filters.items():
         np.testing.assert_array_equal(found.ids, wanted[table].ids)
         np.testing.assert_array_equal(found.values, wanted[table].values)
+
+
+@settings(max_examples=10)
+@given(steps_of_trees(2, 60, 1), st.integers(1, 20))
+def test_the_same_minibatches_leave_the_same_bits_however_trees_were_cut(
+    steps: list[int], chunk: int
+) -> None:
+    """As a replay does: minibatches of one size, made of pieces of another."""
+    made = pair("din", 2)
+    whole = grouped_batch(np.random.default_rng(len(steps)), made.schema, steps)
+    records = np.flatnonzero(np.array([0, *steps[1:]]) == 0).tolist()
+    left = {}
+    for name, cuts in (("whole", [0, whole.size]), ("records", sorted({0, *records[::2], whole.size}))):
+        pieces = [whole.slice(first, end) for first, end in pairwise(cuts)]
+        joined = SampleBatch.concat(pieces)
+        made.grouped.restore([made.genesis], sequential=False)
+        for step, first in enumerate(range(0, whole.size, chunk)):
+            made.grouped.step(joined.slice(first, min(first + chunk, whole.size)), step)
+        cut = made.grouped.cut()
+        left[name] = [
+            *cut.dense.values(),
+            *(getattr(rows, c) for rows in cut.tables.values() for c in COLUMNS),
+        ]
+    for one, other in zip(left["whole"], left["records"], strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_a_request_of_trees_is_scored_as_its_samples_would_be_piece_by_piece() -> None:
+    made = pair("mlp", 3)
+    made.grouped.restore([made.genesis], sequential=False)
+    random = np.random.default_rng(5)
+    for step in range(3):
+        made.grouped.step(grouped_batch(random, made.schema, random_steps(random, 3, BATCH, 3.0)), step)
+    scorer = Scorer(ServedModel.of_job("id", "grouped", made.job.describe()), piece_samples=16)
+    reader = SparseReader(scorer.layout, made.grouped.sparse.tables)
+    params = scorer.params(made.grouped.dense.state())
+    # The second piece begins inside a tree.
+    request = grouped_batch(random, made.schema, [0] + [3] * 9 + [2] * 9 + [3] * 5)
+    seen, flat = (scorer.predict(params, scorer.gather(reader, r)) for r in (request, request.expanded()))
+    np.testing.assert_allclose(seen, flat, rtol=1e-5)
+    assert seen.shape == (24, 1) and np.ptp(seen) > 1e-3 and scorer.compilations == 0
 
 
 def test_ids_of_nodes_are_looked_up_once_a_node() -> None:

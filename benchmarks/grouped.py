@@ -1,0 +1,213 @@
+"""Training on grouped samples against training on the same samples one by one, over how often a user's features repeat.
+
+    python -m benchmarks.grouped [--repetition 1 2 8 57 200] [--slots 23] [--shared 20] [--batch 5000] [--json]
+
+The work of train_step (one id a slot, log-uniform over its share of the rows; `mlp` of 200 and 80; Adagrad and Adam), where
+the first `--shared` slots are the user's and the others the samples'. A user has 1 + Poisson(repetition - 1) samples. Both
+sides are the real Learner, each with a job of its own, on minibatches in memory: one job has a level, the other none. Rounds
+of the two alternate, and medians of steps are compared: `ratio_flat` by wall time, `ratio_flat_processor` by the
+processor time of the process, which a busy machine disturbs less. The stages say where a step's processor time goes.
+`ratio_products` is that of the floating-point operations in matrix products, which no ratio of the dense stage can pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import machine, tell
+from benchmarks.learner_step import STAGES, job_of
+from benchmarks.step_data import HIDDEN, Work, feature_ids
+from streamtrain.config import Job, parse_job
+from streamtrain.dense.compiled import keep_compiled
+from streamtrain.samples.batch import Ragged, SampleBatch
+from streamtrain.samples.schema import LEAF
+from streamtrain.training.learner import Learner
+
+__all__ = ["grouped_batches", "jobs_of", "options_of"]
+
+LEVEL = "user"
+_WARM_STEPS = 2
+_SEED = 11
+
+
+def jobs_of(work: Work, shared: int) -> tuple[Job, Job]:
+    """The job of grouped samples, whose first `shared` slots are the user's, and that of the same samples one by one."""
+    flat = job_of(work)
+    data = flat.describe()
+    schema = data["schema"]
+    schema["levels"] = [{"name": LEVEL, "children": "samples"}]
+    for slot in range(shared):
+        schema["slots"][f"slot_{slot}"]["level"] = LEVEL
+    return parse_job(data, "grouped"), flat
+
+
+def grouped_batches(work: Work, shared: int, repetition: float) -> list[SampleBatch]:
+    """`work.steps` minibatches; a user whose samples do not fit into one is in the next one too."""
+    random = np.random.default_rng(_SEED)
+    found = []
+    left = 0
+    for _ in range(work.steps):
+        sizes = [min(left, work.batch)] if left else []
+        while sum(sizes) < work.batch:
+            sizes.append(1 + int(random.poisson(repetition - 1)))
+        left = sum(sizes) - work.batch
+        sizes[-1] -= left
+        nodes = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        rows = {LEVEL: len(sizes), LEAF: work.batch}
+        ids = {}
+        for slot in range(work.slots):
+            level = LEVEL if slot < shared else LEAF
+            ranks = np.minimum(work.share ** random.random(rows[level]), work.share - 1).astype(np.int64)
+            offsets = np.arange(rows[level] + 1, dtype=np.int64)
+            ids[f"slot_{slot}"] = Ragged(feature_ids(ranks + slot * work.share), offsets, None, level)
+        times = np.zeros(work.batch, np.int64)
+        found.append(
+            SampleBatch(
+                work.batch,
+                ids,
+                np.zeros((work.batch, 0), np.float32),
+                random.integers(0, 2, (work.batch, 1)).astype(np.float32),
+                np.ones(work.batch, np.float32),
+                times,
+                times,
+                {LEVEL: nodes},
+            )
+        )
+    return found
+
+
+def products(work: Work, shared: int, nodes: float) -> float:
+    """Multiplications in the first two layers for a minibatch, forward; backward takes twice as many in each."""
+    own = work.batch * ((work.slots - shared) * work.dim * HIDDEN[0] + HIDDEN[0] * HIDDEN[1])
+    return own + nodes * shared * work.dim * HIDDEN[0]
+
+
+class Side:
+    """A learner that takes steps, and how long they and their stages take."""
+
+    def __init__(self, job: Job) -> None:
+        self._learner = Learner.warm(job)
+        self._learner.restore([self._learner.genesis({"0": 0}, "files")], sequential=True)
+        self._step = 0
+        self.times: dict[str, list[float]] = {}
+        for stage, (part, name) in STAGES.items():
+            owner = getattr(self._learner, part)
+            setattr(owner, name, self._timed(stage, getattr(owner, name)))
+
+    @property
+    def compilations(self) -> int:
+        """Those that a step had to wait for."""
+        return self._learner.dense.compilations
+
+    def clear(self) -> None:
+        """Begins to measure anew; what was learned stays, but no row is dirty."""
+        self._learner.sparse.cut()
+        self.times = {}
+
+    def learn(self, batches: Sequence[SampleBatch]) -> None:
+        """Takes a step for each of `batches`."""
+        for batch in batches:
+            processor, begin = time.process_time(), time.perf_counter()
+            if self._learner.step(batch, self._step) is None:
+                raise SystemExit("a minibatch was quarantined")
+            self._note("wall", time.perf_counter() - begin)
+            self._note("processor", time.process_time() - processor)
+            self._step += 1
+
+    def median_ms(self, stage: str) -> float:
+        """Of a step's time in a stage, in milliseconds."""
+        return 1e3 * statistics.median(self.times[stage])
+
+    def _note(self, stage: str, seconds: float) -> None:
+        self.times.setdefault(stage, []).append(seconds)
+
+    def _timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            begin = time.process_time()
+            result = work(*arguments)
+            self._note(stage, time.process_time() - begin)
+            return result
+
+        return timed
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    work = Work(options.slots, options.dim, options.rows, options.batch, options.steps, 1)
+    grouped, flat = (Side(job) for job in jobs_of(work, options.shared))
+    curve: list[dict[str, Any]] = []
+    stages: list[dict[str, Any]] = []
+    for repetition in options.repetition:
+        batches = grouped_batches(work, options.shared, repetition)
+        expanded = [batch.expanded() for batch in batches]
+        rounds = [(grouped, batches), (flat, expanded)]
+        for side, given in rounds:
+            side.learn(given[:_WARM_STEPS])
+            side.clear()
+        for first in range(0, work.steps, options.round):
+            for side, given in rounds:
+                side.learn(given[first : first + options.round])
+        nodes = statistics.median(batch.rows(LEVEL) for batch in batches)
+        curve.append(
+            {
+                "repetition": repetition,
+                "nodes": nodes,
+                "ratio_products": products(work, 0, 0) / products(work, options.shared, nodes),
+                "ratio_flat": flat.median_ms("wall") / grouped.median_ms("wall"),
+                "ratio_flat_processor": flat.median_ms("processor") / grouped.median_ms("processor"),
+                "grouped_samples_per_s": 1e3 * work.batch / grouped.median_ms("wall"),
+                "flat_samples_per_s": 1e3 * work.batch / flat.median_ms("wall"),
+                "grouped_processor_ms": grouped.median_ms("processor"),
+                "flat_processor_ms": flat.median_ms("processor"),
+            }
+        )
+        stages += [
+            {"repetition": repetition, "samples": name, **{stage: side.median_ms(stage) for stage in STAGES}}
+            for name, side in (("grouped", grouped), ("flat", flat))
+        ]
+    return {
+        "slots": options.slots,
+        "slots_shared": options.shared,
+        "batch": options.batch,
+        "compilations_late": grouped.compilations + flat.compilations,
+        "curve": curve,
+        "stages_processor_ms": stages,
+        "machine": machine(),
+    }
+
+
+def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repetition",
+        type=float,
+        nargs="+",
+        default=[1.0, 2.0, 8.0, 57.0, 200.0],
+        help="samples a user (default: 1 2 8 57 200)",
+    )
+    parser.add_argument("--slots", type=int, default=23, help="slots of one id (default: %(default)s)")
+    parser.add_argument("--shared", type=int, default=20, help="of these, the user's (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=18, help="floats a row (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="ids of all slots (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=5000, help="samples a minibatch (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=40, help="minibatches a side (default: %(default)s)")
+    parser.add_argument("--round", type=int, default=5, help="steps in turn (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = options_of()
+    keep_compiled("auto")
+    tell(measure(options), options.json)
+
+
+if __name__ == "__main__":
+    main()

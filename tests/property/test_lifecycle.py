@@ -15,10 +15,12 @@ from pydantic import TypeAdapter
 from streamtrain.layout import Layout
 from streamtrain.log.record import FilterRows, TableRows
 from streamtrain.samples.schema import Schema
-from streamtrain.sparse.lifecycle_settings import AnyAdmission, Decay, Expiry
+from streamtrain.sparse.bloom_filter import BloomAdmission
+from streamtrain.sparse.lifecycle_settings import AnyAdmission, CountingBloomAdmission, Decay, Expiry
 from streamtrain.sparse.net import SparseNet
 from streamtrain.sparse.settings import TableSettings
-from tests.reference_lifecycle import ReferenceTable
+from tests.reference_lifecycle import Blooms, ReferenceTable, table_key
+from tests.reference_sparse import GAMMA, mix
 from tests.unit.sparse.cases import OPTIMIZERS, assert_same_bits, batch_of, colliding, ragged
 
 DIM, SEED, SAMPLES, LENGTH = 2, 7, 6, 3
@@ -48,7 +50,7 @@ ADMISSIONS: dict[str, dict[str, Any]] = {
         "kind": "counting_bloom",
         "threshold": 255,
         "expected_ids": 1,
-        "error": 0.5,
+        "error": 0.01,
         "halve_every_steps": 40,
     },
     "probability": {"kind": "probability", "p": 0.3},
@@ -207,3 +209,22 @@ def test_a_net_does_what_its_slow_twin_does_through_quarantine_cuts_and_restarts
         assert_same_bits(weights, np.array(row.weights, np.float32))
         assert_same_bits(slots, np.array(row.slots(made.optimizer.kind), np.float32))
         assert (count, last_step) == (row.count, row.last_step)
+
+
+def test_counters_saturate_and_stay_there_until_they_are_halved() -> None:
+    rule = table("saturated").admission
+    assert isinstance(rule, CountingBloomAdmission)
+    made, key = BloomAdmission(rule, SEED, "t"), mix(table_key(SEED, "t") + 2 * GAMMA)
+    twin, rng, full = Blooms(rule, key), np.random.default_rng(1), 0
+    for step in range(120):
+        ids = rng.choice(40, size=12, replace=False).astype(np.uint64)
+        occurrences = rng.integers(1, 90, size=12).astype(np.uint32)
+        admitted = set(ids[made.admit(ids, occurrences, step)].tolist())
+        made.keep()
+        assert admitted == twin.admit(dict(zip(ids.tolist(), occurrences.tolist(), strict=True)), step)
+        full = max(full, round(made.gauges()["saturated"] * 64))
+        made.end(step)
+        twin.end(step)
+        assert made.gauges()["saturated"] * 64 == sum(block.count(255) for block in twin.held.values())
+    changed = made.cut()
+    assert full > 3 and {id: bytes(v) for id, v in zip(changed.ids.tolist(), changed.values)} == twin.state()

@@ -8,8 +8,8 @@ with a million rows. Each point is the median of its steps: `samples_per_s` by w
 time of all threads, which a busy machine disturbs less.
 
 `slope` is the exponent b of the fit samples_per_core_s ~ x^b (least squares of logarithms): 0 where the size does not matter,
--1 where twice the size takes twice the time. `memory_ratio` is the largest resident memory of a row among the points, over its
-payload of 4 (2 dim + 2) bytes; the bar is 1.3. That memory is private memory above that of the same process with a hundred
+-1 where twice the size takes twice the time. `memory_ratio` is the resident memory of a row, in the largest table, over its
+payload of 4 (2 dim + 2) bytes; the bar is 1.3. In small tables the copies of a cut, which are kept, weigh more. That memory is private memory above that of the same process with a hundred
 thousand rows, when it had taken steps: what a step needs whatever the number of rows is no row's. Points that would not fit into
 the memory that is available are left out, and named under `left_out`.
 """
@@ -123,7 +123,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             del other
     result["slope"] = {axis: round(slope(result[axis], axis), 3) for axis in ("rows", *AXES)}
     return {
-        "memory_ratio": round(max(ratios), 3) if ratios else None,
+        "memory_ratio": round(ratios[-1], 3) if ratios else None,
         "bar": BAR,
         "payload_bytes": payload,
         "threads": options.threads,

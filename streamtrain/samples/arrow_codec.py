@@ -26,6 +26,7 @@ class ArrowCodec:
         self._schema = schema
         self._fields = fields_of(schema)
         self._wanted = arrow_schema_of(schema, self._fields)
+        self._names = self._wanted.names
         self._verdicts: dict[pa.Schema, BadSample | None] = {}
 
     def decode(self, records: Sequence[bytes]) -> RecordRows:
@@ -52,7 +53,8 @@ class ArrowCodec:
         verdict = self._verdict(table.schema)
         if verdict is not None:
             return verdict
-        return table.select([name for name in self._wanted.names if name in table.column_names])
+        there = table.column_names
+        return table.select([name for name in self._names if name in there])
 
     def _verdict(self, schema: pa.Schema) -> BadSample | None:
         if schema not in self._verdicts:

@@ -4,9 +4,10 @@
 
 The work of train_step (one id a slot, log-uniform over its share of the rows; `mlp` of 200 and 80; Adagrad and Adam), where
 the first `--shared` slots are the user's and the others the samples'. A user has 1 + Poisson(repetition - 1) samples. Both
-sides are the real Learner, each with a job of its own, on minibatches in memory: one job has a level, the other none. Rounds
-of the two alternate, and medians of steps are compared: `ratio_flat` by wall time, `ratio_flat_processor` by the
-processor time of the process, which a busy machine disturbs less. The stages say where a step's processor time goes.
+sides are the real Decoder and Learner, each with a job of its own, one after the other on Arrow records of a minibatch each: one
+job has a level, the other none. Rounds of the two alternate, and medians of minibatches are compared: `ratio_flat` by wall
+time, `ratio_flat_processor` by the processor time of the process, which a busy machine disturbs less; `ratio_step` is that of the
+Learner alone, by processor time, which is what bounds a daemon that decodes on another core. The stages say where a step's processor time goes.
 `ratio_products` is that of the floating-point operations in matrix products, which no ratio of the dense stage can pass.
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from benchmarks.harness import machine, tell
 from benchmarks.learner_step import STAGES, job_of
@@ -26,10 +28,12 @@ from benchmarks.step_data import HIDDEN, Work, feature_ids
 from streamtrain.config import Job, parse_job
 from streamtrain.dense.compiled import keep_compiled
 from streamtrain.samples.batch import Ragged, SampleBatch
+from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.schema import LEAF
+from streamtrain.sources import Chunk
 from streamtrain.training.learner import Learner
 
-__all__ = ["grouped_batches", "jobs_of", "options_of"]
+__all__ = ["grouped_batches", "jobs_of", "options_of", "records_of"]
 
 LEVEL = "user"
 _WARM_STEPS = 2
@@ -88,12 +92,40 @@ def products(work: Work, shared: int, nodes: float) -> float:
     return own + nodes * shared * work.dim * HIDDEN[0]
 
 
+def records_of(batch: SampleBatch) -> tuple[bytes, bytes]:
+    """A minibatch as one Arrow record of trees, and as one of samples."""
+    shared, own = (
+        {
+            name: pa.array(r.values.view(np.int64))
+            for name, r in batch.ids.items()
+            if (r.level == LEAF) == leaf
+        }
+        for leaf in (False, True)
+    )
+    own["y"] = pa.array(batch.labels[:, 0])
+    nodes = batch.nodes[LEVEL]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(nodes))]).astype(np.int32)
+    samples = pa.StructArray.from_arrays(list(own.values()), list(own))
+    trees = {**shared, "samples": pa.ListArray.from_arrays(pa.array(starts), samples)}
+    flat = {**{name: column.take(pa.array(nodes)) for name, column in shared.items()}, **own}
+    return _record(pa.table(trees)), _record(pa.table(flat))
+
+
+def _record(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
 class Side:
-    """A learner that takes steps, and how long they and their stages take."""
+    """A decoder and a learner, and how long they and the stages of a step take."""
 
     def __init__(self, job: Job) -> None:
         self._learner = Learner.warm(job)
         self._learner.restore([self._learner.genesis({"0": 0}, "files")], sequential=True)
+        self._decoder = Decoder(job.sample_schema, codec="arrow")
+        self._decoder.warm_up()
         self._step = 0
         self.times: dict[str, list[float]] = {}
         for stage, (part, name) in STAGES.items():
@@ -110,12 +142,17 @@ class Side:
         self._learner.sparse.cut()
         self.times = {}
 
-    def learn(self, batches: Sequence[SampleBatch]) -> None:
-        """Takes a step for each of `batches`."""
-        for batch in batches:
+    def learn(self, records: Sequence[bytes]) -> None:
+        """Decodes each of `records`, and takes a step on it."""
+        for record in records:
             processor, begin = time.process_time(), time.perf_counter()
-            if self._learner.step(batch, self._step) is None:
-                raise SystemExit("a minibatch was quarantined")
+            offsets = np.array([self._step])
+            decoded = self._decoder.decode(Chunk("0", self._step, self._step + 1, offsets, offsets, [record]))
+            self._note("decode", time.process_time() - processor)
+            stepping = time.process_time()
+            if decoded.bad or self._learner.step(decoded.batch, self._step) is None:
+                raise SystemExit(f"a minibatch was refused: {decoded.bad}")
+            self._note("step", time.process_time() - stepping)
             self._note("wall", time.perf_counter() - begin)
             self._note("processor", time.process_time() - processor)
             self._step += 1
@@ -144,8 +181,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     stages: list[dict[str, Any]] = []
     for repetition in options.repetition:
         batches = grouped_batches(work, options.shared, repetition)
-        expanded = [batch.expanded() for batch in batches]
-        rounds = [(grouped, batches), (flat, expanded)]
+        trees, samples = zip(*map(records_of, batches), strict=True)
+        rounds = [(grouped, trees), (flat, samples)]
         for side, given in rounds:
             side.learn(given[:_WARM_STEPS])
             side.clear()
@@ -160,6 +197,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "ratio_products": products(work, 0, 0) / products(work, options.shared, nodes),
                 "ratio_flat": flat.median_ms("wall") / grouped.median_ms("wall"),
                 "ratio_flat_processor": flat.median_ms("processor") / grouped.median_ms("processor"),
+                "ratio_step": flat.median_ms("step") / grouped.median_ms("step"),
+                "ratio_bytes": len(samples[0]) / len(trees[0]),
                 "grouped_samples_per_s": 1e3 * work.batch / grouped.median_ms("wall"),
                 "flat_samples_per_s": 1e3 * work.batch / flat.median_ms("wall"),
                 "grouped_processor_ms": grouped.median_ms("processor"),
@@ -167,7 +206,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             }
         )
         stages += [
-            {"repetition": repetition, "samples": name, **{stage: side.median_ms(stage) for stage in STAGES}}
+            {
+                "repetition": repetition,
+                "samples": name,
+                **{stage: side.median_ms(stage) for stage in ("decode", *STAGES)},
+            }
             for name, side in (("grouped", grouped), ("flat", flat))
         ]
     return {

@@ -14,6 +14,7 @@ from streamtrain.sparse.jit import kernel
 from streamtrain.sparse.lifecycle_settings import CountAdmission
 from streamtrain.sparse.memory import reserve
 from streamtrain.sparse.turns import TAGS, rows_in_turn, share_of
+from streamtrain.sparse.unite import distinct
 
 __all__ = ["ExactAdmission", "TouchedIds"]
 
@@ -217,5 +218,5 @@ class TouchedIds:
         return ids
 
     def _unite(self) -> None:
-        self._united = np.unique(np.concatenate([self._united, *self._new]))
+        self._united = distinct(np.concatenate([self._united, *self._new]))
         self._new, self._waiting = [NO_IDS], 0

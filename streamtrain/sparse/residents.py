@@ -13,6 +13,7 @@ from streamtrain.sparse.optimizers import slots_of
 from streamtrain.sparse.probing import GROW_ABOVE
 from streamtrain.sparse.rehearsal import ROWS
 from streamtrain.sparse.settings import TableSettings
+from streamtrain.sparse.unite import distinct
 
 __all__ = ["COUNT_MAX", "STORED_IDS_SHARE", "Residents", "rows_within"]
 
@@ -91,7 +92,7 @@ class Residents:
         ids = as_input(ids, np.uint64)
         rows = self._index.find(ids)
         here = count(rows, batch, self._marks, self._named)
-        return np.unique(ids[rows < 0]), here
+        return distinct(ids[rows < 0]), here
 
     def add(self, ids: NDArray[np.uint64], batch: int) -> None:
         """Takes in distinct ids that are not here, which `batch` names first. Raises TableFull: there is no room."""

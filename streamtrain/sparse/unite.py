@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from streamtrain.sparse import probing
 
-__all__ = ["United", "Uniter"]
+__all__ = ["United", "Uniter", "distinct"]
 
 SERIAL_LIMIT = 2**32
 CAPACITY_MIN = 1024
@@ -57,3 +57,11 @@ class Uniter:
             values, np.uint64(self._serial), seen, self._ids, self._inverse, self._occurrences
         )
         return United(self._ids[:count], self._inverse[:size], self._occurrences[:count])
+
+
+def distinct(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The ids (`[N]` uint64), each once, ascending. `np.unique` hashes integers since NumPy 2.3: a hundred times slower."""
+    ids = np.sort(ids)
+    first = np.ones(len(ids), np.bool_)
+    np.not_equal(ids[1:], ids[:-1], out=first[1:])
+    return ids[first]

@@ -32,6 +32,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "store": (),
     "quality": (),
     "hashing": (),
+    "decode": (),
     "lifecycle": ("--ids", "1000000"),
     "tiers": ("--ids", "1000000"),
     "fold": ("--rows", "1000000"),

@@ -12,7 +12,7 @@ from streamtrain.errors import CorruptRecord, EpochMissing, Fenced, LogError, Su
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.files import Files
 from streamtrain.log.fold import fold
-from streamtrain.log.format import content_digest
+from streamtrain.log.format import content_digest, decode, document, tensors
 from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
 from streamtrain.log.recovery import recover, recovered, restored
@@ -453,3 +453,21 @@ def test_a_writer_that_wakes_when_the_head_it_saw_is_collected_is_fenced(log: Ep
     record = epoch_record(2, log.digest(1))
     with pytest.raises(Fenced, match="gone far beyond epoch 1"):
         EpochLog.open(log.path, Paused()).append(record)
+
+
+def test_what_is_learned_of_a_record_is_kept_and_a_record_of_whole_ones_says_nothing_of_it() -> None:
+    whole = epoch_record(1)
+    assert "leaves" not in document(whole, "epoch", "") and "leaves" not in tensors(whole)
+    spans = replace(whole.spans, leaves=np.array([[0, 3]]))
+    cut = replace(whole, spans=spans, leaves={"clicks:0": 3})
+    again = decode(document(cut, "epoch", ""), tensors(cut))
+    assert again.leaves == {"clicks:0": 3} and again.spans.leaves.tolist() == [[0, 3]]
+    assert content_digest(cut) != content_digest(whole)
+    for wrong in (
+        {"leaves": {"other:0": 1}},
+        {"leaves": {"clicks:0": 0}},
+        {"spans": replace(spans, leaves=np.array([[0, -1]]))},
+        {"spans": replace(spans, leaves=np.zeros((7, 2), np.int64))},
+    ):
+        with pytest.raises(ValueError, match="lea"):
+            tensors(replace(cut, **wrong))

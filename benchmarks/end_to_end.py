@@ -1,6 +1,6 @@
 """What of the speed of a training step is left end to end: Kafka, durable epochs, Redis, deltas, a follower.
 
-    python -m benchmarks.end_to_end [--samples 400000] [--batch 5000] [--codec json arrow] [--json]
+    python -m benchmarks.end_to_end [--samples 400000] [--batch 5000] [--codec json arrow] [--load 0.8] [--json]
 
 The work is that of `train_step`: 23 slots of one id, heavy-tailed over `--rows` rows, dim 18, Adagrad, 414-200-80-1 with Adam.
 `train_step_samples_per_s` is the learner alone, on the same samples in memory and from an empty table, like the daemon. Then
@@ -174,7 +174,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=10_000_000, help="that ids are of (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=5000, help="samples a minibatch (default: %(default)s)")
     parser.add_argument(
-        "--codec", nargs="+", choices=CODECS, default=["json"], help="of the records (default: json)"
+        "--codec", nargs="+", choices=CODECS, default=list(CODECS), help="of the records (default: both)"
     )
     parser.add_argument(
         "--load",

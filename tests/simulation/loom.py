@@ -24,7 +24,7 @@ import streamtrain.log.readers
 import streamtrain.restorer
 import streamtrain.standby
 import streamtrain.store.applier
-import streamtrain.store.prefetch
+import streamtrain.store.patience
 import streamtrain.training.committer
 import streamtrain.training.trainer
 from tests.simulation.scheduler import Died, Scheduler
@@ -219,7 +219,7 @@ _PATCHES: list[tuple[Any, str, Any]] = [
         "asyncio",
         SimpleNamespace(Lock=_Lock, Event=asyncio.Event, to_thread=_to_thread),
     ),
-    (streamtrain.store.prefetch, "asyncio", SimpleNamespace(sleep=_sleep)),
+    (streamtrain.store.patience, "asyncio", SimpleNamespace(sleep=_sleep)),
     (exporters.deltas, "threading", _THREADING),
     (exporters.deltas, "ThreadPoolExecutor", _Executor),
     (exporters.deltas, "wait", _wait),

@@ -27,7 +27,7 @@ from streamtrain.samples.positions import LeavesLearned, PositionTracker
 from streamtrain.serving.manifest import Entry, Manifest, Position
 from streamtrain.sources import Span
 from streamtrain.store.applier import StoreApplier
-from streamtrain.store.prefetch import StorePrefetch
+from streamtrain.store.patience import Patience
 from streamtrain.training.committer import Committer
 from streamtrain.training.epochs import EpochBuilder
 from tests.simulation.ledger import as_rows, as_table
@@ -147,10 +147,10 @@ def _apply_any_epoch(
     return _SHARD_APPLY(self, mode, epoch, part, last, token, table, rows)
 
 
-async def _pull_nothing(self: Any, table: str, ids: Any) -> Any:
+async def _insist_on_nothing(self: Any, attempt: Callable[..., Any]) -> Any:
     """Reads a store that fails as one that has no such row."""
     try:
-        return await self._store.pull(table, ids, self._epoch_min)
+        return await attempt(self._progress.epoch)
     except Exception:
         return None, as_table({}, [])
 
@@ -271,7 +271,7 @@ MUTATIONS: dict[str, list[Mutation]] = {
     "the applier is one epoch late": [(StoreApplier, "_apply", _apply_one_short)],
     "the applier passes over a gap": [(StoreApplier, "_catch_up", _apply_skipping_gap)],
     "the store applies what comes late": [(Shard, "apply", _apply_any_epoch)],
-    "a failing store is read as empty": [(StorePrefetch, "_pull", _pull_nothing)],
+    "a failing store is read as empty": [(Patience, "insist", _insist_on_nothing)],
     "epochs are collected that no base holds": [(EpochLog, "collect", _collect_everything)],
     "a base is not durable when its epochs go": [(EpochLog, "add_base", _add_base_unsynced)],
     "the exporter leaves out an epoch": [

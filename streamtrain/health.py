@@ -1,4 +1,4 @@
-"""What `/livez` and `/readyz` answer."""
+"""What `/startupz`, `/livez` and `/readyz` answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Health:
 
     def __init__(self) -> None:
         self._phase = "starting"
-        self._ready = False
+        self._ready = self._started = False
         self._pulse = Pulse()
 
     def say(self, phase: str) -> None:
@@ -26,7 +26,7 @@ class Health:
 
     def set_ready(self, phase: str = "learning") -> None:
         """Ready to learn or, as a standby, to take over."""
-        self._phase, self._ready = phase, True
+        self._phase, self._ready, self._started = phase, True, True
 
     def watch(self, pulse: Pulse) -> None:
         """From here on the trainer's pulse counts."""
@@ -40,6 +40,11 @@ class Health:
     @property
     def ready(self) -> bool:
         return self._ready
+
+    @property
+    def started(self) -> bool:
+        """Whether it has been ready once: from then on, silence is a fault and no long start."""
+        return self._started
 
     @property
     def phase(self) -> str:

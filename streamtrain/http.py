@@ -1,4 +1,4 @@
-"""The daemon's HTTP side: `/metrics`, `/livez`, `/readyz`."""
+"""The daemon's HTTP side: `/metrics`, `/startupz`, `/livez`, `/readyz`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> Asy
             body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
+    async def started(_: web.Request) -> web.Response:
+        answer = {"started": health.started, "phase": health.phase}
+        return web.json_response(answer, status=200 if health.started else 503)
+
     async def live(_: web.Request) -> web.Response:
         silent_s = health.silent_s
         # Answering at all is proof of the loop, which feeds the trainer; the trainer's own thread is told of.
@@ -45,7 +49,14 @@ async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> Asy
         )
 
     app = web.Application()
-    app.add_routes([web.get("/metrics", show_metrics), web.get("/livez", live), web.get("/readyz", ready)])
+    app.add_routes(
+        [
+            web.get("/metrics", show_metrics),
+            web.get("/startupz", started),
+            web.get("/livez", live),
+            web.get("/readyz", ready),
+        ]
+    )
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

@@ -7,9 +7,9 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from streamtrain.store.opening import open_store
 from streamtrain.store.progress import Progress
 from streamtrain.store.store import Store, StoreDescription
 from streamtrain.store.sweeps import Sweeps
+from streamtrain.supervisor import Supervisor
 from streamtrain.trace import Trace
 from streamtrain.training.committer import Committer, writer_name
 from streamtrain.training.guard import BadSampleGuard
@@ -54,6 +55,8 @@ from streamtrain.views import Head, Views
 __all__ = ["Service"]
 
 logger = logging.getLogger(__name__)
+
+_TELL_S = 0.25
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Service:
       on_commit: called on the loop with each durable record.
       headstart: has begun to read the newest base of the job's log.
       profile: a file that is written for Perfetto: see `Trace`.
+      supervisor: is told how the daemon stands. Default: nobody is.
 
     Attributes:
       report: after `run`, what share of the time each stage was at what, in lines for people.
@@ -89,9 +93,13 @@ class Service:
         on_commit: Callable[[EpochRecord], None] | None = None,
         headstart: Headstart | None = None,
         profile: Path | None = None,
+        supervisor: Supervisor | None = None,
     ) -> None:
         self._job, self._until_end, self._on_commit, self._headstart = job, until_end, on_commit, headstart
         self._metrics, self._profile = Metrics(), profile
+        self._supervisor = supervisor or Supervisor("")
+        # Behind the phase, what a person asks next: epoch and lag.
+        self._figures: Callable[[], str] = lambda: ""
         self.report: Sequence[str] = ()
         self._health = Health()
         self._stopping = asyncio.Event()
@@ -109,6 +117,7 @@ class Service:
         logger.info("stopping: the step in hand is finished and committed")
         self._stopping.set()
         self._health.say("stopping")
+        self._supervisor.stopping("stopping: the last epoch is committed, and its views follow")
         if self._starting is not None:
             self._starting.cancel()
         if self._trainer is not None:
@@ -129,6 +138,8 @@ class Service:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
                 stack.callback(loop.remove_signal_handler, number)
+            if self._supervisor.listens:
+                await stack.enter_async_context(self._telling())
             if self._profile is not None:
                 self._metrics.stages.trace = stack.enter_context(Trace(self._profile))
             if self._job.http.enabled:
@@ -142,6 +153,28 @@ class Service:
             finally:
                 self.report = tuple(report(self._metrics.stages.times, time.perf_counter() - begin))
             return parts.head.record
+
+    @asynccontextmanager
+    async def _telling(self) -> AsyncIterator[None]:
+        """Tells the supervisor how things stand, while the context is open. That it does proves that the loop runs."""
+
+        async def tell() -> None:
+            silent_max_s = self._job.http.trainer_silent_max_s
+            while True:
+                if not self._stopping.is_set():
+                    status = f"{self._health.phase}{self._figures()}"
+                    live = self._health.silent_s <= silent_max_s
+                    self._supervisor.tell(status, ready=self._health.ready, live=live)
+                await asyncio.sleep(_TELL_S)
+
+        telling = asyncio.create_task(tell(), name="supervisor")
+        try:
+            yield
+        except BaseException as fault:
+            self._supervisor.stopping(f"{type(fault).__name__}: {fault}")
+            raise
+        finally:
+            telling.cancel()
 
     async def _start_unless_stopped(self, stack: AsyncExitStack) -> _Parts | None:
         """Whatever a start waits for (a broker, a store, a long log), `stop` ends it: nothing was learned yet."""
@@ -213,6 +246,7 @@ class Service:
         self._health.watch(self._trainer.pulse)
         runners = self._export_runners(log, stack)
         views = Views(job.log, log, head, source, applier, runners, self._metrics)
+        self._figures = partial(_figures, head, source)
         self._health.set_ready()
         self._metrics.owner.set(1)
         if (trace := self._metrics.stages.trace) is not None:
@@ -231,6 +265,7 @@ class Service:
         # The epoch that this daemon has, whether it follows or learns.
         candidate = Candidate(log.model.model_id, writer_name(), lambda: max(restorer.epoch, self._epoch))
         self._ownership = recovering.source.ownership(self._job.failover, candidate)
+        self._figures = lambda: f": epoch {restorer.epoch}"
         stack.push_async_callback(self._ownership.close)
         async with Standby(log, restorer, self._ownership, self._health, self._metrics) as standby:
             await asyncio.gather(standby.follow(), warming)
@@ -348,6 +383,12 @@ class Service:
             assert self._committer is not None
             loop.call_at(self._deadline, self._committer.abandon)
         return max(0.0, self._deadline - loop.time())
+
+
+def _figures(head: Head, source: Source) -> str:
+    figures = f": epoch {head.epoch}, {head.record.samples_total} samples in all"
+    lags = source.lag_records()
+    return f"{figures}, {sum(lags.values())} records behind" if lags else figures
 
 
 async def _fence(ownership: Ownership) -> None:

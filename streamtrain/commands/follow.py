@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streamtrain.serving import Follower
 
 HELP = "follow the deltas as a serving process does"
 EXAMPLES = """\
@@ -12,6 +18,7 @@ examples:
   streamtrain follow exports/
   streamtrain follow exports/ --json            one line a version
   streamtrain follow exports/ --register a      deltas stay until this one has them
+  streamtrain follow exports/ --listen 127.0.0.1:9465   /metrics for Prometheus
   streamtrain follow exports/ --until 120       stop when epoch 120 is served
   echo '{"user_id": 7, "item_id": 3}' | streamtrain follow exports/ --predict
 """
@@ -32,32 +39,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="have the exporter keep the deltas that this follower still needs; a name of its own",
     )
     parser.add_argument(
+        "--listen", metavar="HOST:PORT", help="serve /metrics for Prometheus there (port 0: a free one)"
+    )
+    parser.add_argument(
         "--poll", type=float, default=0.1, metavar="S", help="seconds between looks (default 0.1)"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import os
     import signal
     import threading
 
     from streamtrain.serving import Follower
+    from streamtrain.supervisor import Supervisor
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     follower = Follower(arguments.dir, poll_s=arguments.poll, register=arguments.register)
     try:
-        return _predict(follower) if arguments.predict else _follow(follower, arguments, stop)
+        if arguments.predict:
+            return _predict(follower)
+        with _listening(follower, arguments):
+            return _follow(follower, arguments, stop, Supervisor.of(os.environ))
     finally:
         follower.stop()
 
 
-def _follow(follower, arguments: argparse.Namespace, stop) -> int:  # type: ignore[no-untyped-def]
+@contextmanager
+def _listening(follower: Follower, arguments: argparse.Namespace) -> Iterator[None]:
+    if arguments.listen is None:
+        yield
+        return
+    from streamtrain.serving.metrics import serve_metrics
+
+    with serve_metrics(follower, arguments.listen, arguments.register or "") as port:
+        sys.stderr.write(f"streamtrain: metrics at port {port}\n")
+        yield
+
+
+def _follow(follower, arguments: argparse.Namespace, stop, supervisor) -> int:  # type: ignore[no-untyped-def]
     seen = None
     manifest = Path(arguments.dir) / "manifest.json"
     if not manifest.exists():
         sys.stderr.write(f"streamtrain: waiting for an export in {arguments.dir}\n")
     while not stop.is_set() and not manifest.exists():
+        supervisor.tell("waiting for an export", ready=False, live=True)
         stop.wait(arguments.poll)
     while not stop.is_set():
         error = follower.status.last_error
@@ -68,9 +96,15 @@ def _follow(follower, arguments: argparse.Namespace, stop) -> int:  # type: igno
         if version is not None and version.epoch != seen:
             seen = version.epoch
             _tell(follower, arguments.json)
+        supervisor.tell(
+            "waiting for a version" if seen is None else f"serving epoch {seen}",
+            ready=seen is not None,
+            live=True,
+        )
         if arguments.until is not None and seen is not None and seen >= arguments.until:
-            return 0
+            break
         stop.wait(arguments.poll)
+    supervisor.stopping("stopping")
     return 0
 
 

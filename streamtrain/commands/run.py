@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import os
     import signal
     import threading
     from pathlib import Path
@@ -50,12 +51,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     from streamtrain.dense.compiled import keep_compiled
     from streamtrain.service import Service
+    from streamtrain.supervisor import Supervisor
 
     keep_compiled(job.training.compiled_cache)
 
     async def main() -> None:
         profile = None if arguments.profile is None else Path(arguments.profile)
-        service = Service(job, until_end=arguments.until_end, headstart=headstart, profile=profile)
+        service = Service(
+            job,
+            until_end=arguments.until_end,
+            headstart=headstart,
+            profile=profile,
+            supervisor=Supervisor.of(os.environ),
+        )
         if wished.is_set():
             service.stop()
         try:

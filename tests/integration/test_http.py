@@ -26,10 +26,13 @@ async def test_livez_fails_while_the_trainer_hangs_and_readyz_until_it_is_ready(
 
         assert await get("/livez") == (200, {"live": True, "phase": "starting", "trainer_silent_s": 0.0})
         assert await get("/readyz") == (503, {"ready": False, "phase": "starting"})
+        assert await get("/startupz") == (503, {"started": False, "phase": "starting"})
         health.set_ready()
         pulse.beat()
         now_s = 60.5
         assert await get("/livez") == (503, {"live": False, "phase": "learning", "trainer_silent_s": 60.5})
         assert await get("/readyz") == (200, {"ready": True, "phase": "learning"})
+        health.say("taking over")
+        assert await get("/startupz") == (200, {"started": True, "phase": "taking over"})
         pulse.beat()
         assert (await get("/livez"))[0] == 200

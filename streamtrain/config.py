@@ -280,6 +280,9 @@ def _validate(
         for fault in error.errors(include_url=False):
             location = (*at, *_place(data, fault))
             value = None if fault["type"] == "missing" or isinstance(fault["input"], dict) else fault["input"]
+            if fault["type"] == "extra_forbidden" and not isinstance(value, (int, float)):
+                # What stands under an unknown key may be anything, a password too.
+                value = None
             if fault["type"] == "extra_forbidden":
                 message = f"is not a setting{_suggest(model, fault['loc'])}"
             elif fault["type"] == "missing":
@@ -361,9 +364,12 @@ def _fault(
 def _without_secrets(key: str, value: Any) -> Any:
     """The value as an error may repeat it: a secret in the wrong place must not end up in a log as well."""
     name = key.rpartition(".")[2].lower()
-    if any(word in name for word in _SECRET_WORDS) and not name.endswith(("_env", "_file")):
+    if any(word in name for word in _SECRET_WORDS) and not name.endswith("_file"):
         return "***"
-    return re.sub(r"//[^/@]*:[^/]*@", "//***@", value) if isinstance(value, str) else value
+    if isinstance(value, str) and ("@" in value or ("://" in value and "?" in value)):
+        # Where a password in a URL ends cannot be told once the URL is wrong.
+        return re.sub(r"^(\w*://)?.*$", r"\1***", value, flags=re.S)
+    return value
 
 
 _SECRET_WORDS = ("password", "passwd", "secret", "token")

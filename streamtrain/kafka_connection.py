@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import ssl
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from streamtrain.errors import ConfigError
+from streamtrain.credentials import VARIABLE_PATTERN, secret_of_environment, secret_of_file
 from streamtrain.settings import Settings
+from streamtrain.tls import ClientTls
 
 __all__ = ["KafkaConnection"]
 
@@ -29,18 +27,29 @@ class KafkaConnection(Settings):
     """How the password is proved, with a `SASL_` protocol."""
     sasl_username: str | None = None
     """User, with a `SASL_` protocol."""
-    sasl_password_env: str | None = None
-    """Environment variable that holds the password."""
+    sasl_password_env: str | None = Field(default=None, pattern=VARIABLE_PATTERN)
+    """Environment variable that holds the password, in capitals."""
     sasl_password_file: str | None = None
-    """File that holds the password; white space around it is ignored."""
+    """File that holds the password; a line end at its end is dropped. Read again for each new session. Here and in the three
+    below, a bare name is a file of `$CREDENTIALS_DIRECTORY` (systemd's `LoadCredential=`) where that has it."""
     ssl_cafile: str | None = None
-    """Certificates of the authorities to trust (PEM). Default: the system's."""
+    """Certificates of the authorities to trust (PEM). Default: the system's. Files that are replaced count from the next connection on."""
     ssl_certfile: str | None = None
     """Certificate of this client (PEM), where brokers ask for one."""
     ssl_keyfile: str | None = None
     """Private key of this client (PEM). Default: it is in `ssl_certfile`."""
     request_timeout_s: float = Field(default=10.0, gt=0, le=300)
     """How long one request to a broker may take."""
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _without_credentials(cls, servers: str) -> str:
+        if "@" in servers or "//" in servers:
+            raise ValueError(
+                "must be host:port joined by commas, without protocol, user or password: see security_protocol, "
+                "sasl_username and sasl_password_file"
+            )
+        return servers
 
     @model_validator(mode="after")
     def _consistent(self) -> KafkaConnection:
@@ -72,31 +81,15 @@ class KafkaConnection(Settings):
             "sasl_plain_password": self._password(),
         }
 
-    def _ssl_context(self) -> ssl.SSLContext | None:
+    def _ssl_context(self) -> ClientTls | None:
         if "SSL" not in self.security_protocol.replace("SASL", ""):
             return None
-        try:
-            context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=self.ssl_cafile)
-            if self.ssl_certfile is not None:
-                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
-            return context
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigError(
-                f"the certificates for Kafka cannot be used: {error}; check ssl_cafile, ssl_certfile, ssl_keyfile"
-            ) from error
+        settings = "ssl_cafile, ssl_certfile and ssl_keyfile of Kafka"
+        return ClientTls(self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile, settings)
 
     def _password(self) -> str | None:
         if self.sasl_password_env is not None:
-            if password := os.environ.get(self.sasl_password_env):
-                return password
-            raise ConfigError(
-                f"the environment has no {self.sasl_password_env}, which sasl_password_env names for Kafka's password"
-            )
+            return secret_of_environment(self.sasl_password_env, "sasl_password_env")
         if self.sasl_password_file is not None:
-            try:
-                return Path(self.sasl_password_file).read_text(encoding="utf-8").strip()
-            except OSError as error:
-                raise ConfigError(
-                    f"cannot read {self.sasl_password_file} (sasl_password_file): {error.strerror}"
-                ) from error
+            return secret_of_file(self.sasl_password_file, "sasl_password_file")
         return None

@@ -29,6 +29,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, Records
 from aiokafka.errors import for_code
 from aiokafka.structs import TopicPartition
 
+from tests.certificates import Identity
+
 __all__ = [
     "KafkaServer",
     "LmdbFolder",
@@ -298,6 +300,7 @@ class KafkaServer(Server):
             CLUSTER_ID,
             "-c",
             str(self._config),
+            *self._format_options(),
         ]
         done = subprocess.run(
             command, capture_output=True, timeout=START_TIMEOUT_S, check=False, cwd=self.folder
@@ -306,6 +309,10 @@ class KafkaServer(Server):
             raise ServerFailed(
                 f"formatting Kafka's data folder failed:\n{(done.stdout + done.stderr).decode()[-3000:]}"
             )
+
+    def _format_options(self) -> list[str]:
+        """What the tool that makes the data folder is told besides."""
+        return []
 
     def _properties(self, data: Path) -> dict[str, object]:
         return {
@@ -342,26 +349,46 @@ class KafkaServer(Server):
 
 
 class RedisServer(Server):
-    """A redis-server. It keeps nothing on disk unless `arguments` say so (`"--appendonly", "yes"`)."""
+    """A redis-server. It keeps nothing on disk unless `arguments` say so (`"--appendonly", "yes"`).
+
+    With `identity` it speaks TLS alone and asks its clients for a certificate; `cli` shows the server's own.
+    """
 
     name = "redis"
 
     def __init__(
-        self, *arguments: str, maxmemory_policy: str = "noeviction", folder: Path | None = None
+        self,
+        *arguments: str,
+        maxmemory_policy: str = "noeviction",
+        folder: Path | None = None,
+        identity: Identity | None = None,
     ) -> None:
         super().__init__(folder)
-        self._arguments, self._policy = arguments, maxmemory_policy
+        self._arguments, self._policy, self._identity = arguments, maxmemory_policy, identity
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"{'redis' if self._identity is None else 'rediss'}://127.0.0.1:{self.port}/0"
 
-    def cli(self, *arguments: str) -> str:
-        """What `redis-cli` answers to one command."""
-        command = ["redis-cli", "-h", "127.0.0.1", "-p", str(self.port), *arguments]
+    def cli(self, *arguments: str, **environment: str) -> str:
+        """What `redis-cli` answers to one command, with what the environment says (`REDISCLI_AUTH`)."""
+        command = ["redis-cli", "-h", "127.0.0.1", "-p", str(self.port), *self.cli_tls, *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=STOP_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=STOP_TIMEOUT_S,
+            check=False,
+            env=os.environ | environment,
         ).stdout.strip()
+
+    @property
+    def cli_tls(self) -> list[str]:
+        """The options of `redis-cli` that make it speak TLS; none where the server does not."""
+        if self._identity is None:
+            return []
+        files = {"cacert": self._identity.ca, "cert": self._identity.cert, "key": self._identity.key}
+        return ["--tls", *(word for name, file in files.items() for word in (f"--{name}", str(file)))]
 
     def flush(self) -> None:
         """Removes all keys and scripts."""
@@ -369,7 +396,12 @@ class RedisServer(Server):
         self.cli("SCRIPT", "FLUSH")
 
     def _command(self) -> list[str]:
-        settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+        port = ["--port", str(self.port)]
+        if self._identity is not None:
+            files = {"ca-cert": self._identity.ca, "cert": self._identity.cert, "key": self._identity.key}
+            port = ["--port", "0", "--tls-port", str(self.port)]
+            port += [word for name, file in files.items() for word in (f"--tls-{name}-file", str(file))]
+        settings = [*port, "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
         return ["redis-server", *settings, "--maxmemory-policy", self._policy, *self._arguments]
 
     def _ready(self) -> bool:
@@ -397,14 +429,14 @@ class LmdbFolder:
 class RedisCluster:
     """A Redis Cluster of `masters` nodes without replicas; `nodes` are `RedisServer`s that tests may stop and start."""
 
-    def __init__(self, masters: int = 3, *arguments: str) -> None:
-        self._masters, self._arguments = masters, arguments
+    def __init__(self, masters: int = 3, *arguments: str, identity: Identity | None = None) -> None:
+        self._masters, self._arguments, self._identity = masters, arguments, identity
         self.nodes: list[RedisClusterNode] = []
 
     @property
     def url(self) -> str:
         """One node's address, enough for a client to find the others."""
-        return f"redis://127.0.0.1:{self.nodes[0].port}"
+        return self.nodes[0].url.removesuffix("/0")
 
     @property
     def running(self) -> bool:
@@ -419,9 +451,10 @@ class RedisCluster:
             return self
         try:
             for _ in range(self._masters):
-                self.nodes.append(RedisClusterNode(*self._arguments).start())
+                self.nodes.append(RedisClusterNode(*self._arguments, identity=self._identity).start())
             addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
-            command = ["redis-cli", "--cluster", "create", *addresses, "--cluster-yes"]
+            command = ["redis-cli", *self.nodes[0].cli_tls]
+            command += ["--cluster", "create", *addresses, "--cluster-yes"]
             made = subprocess.run(
                 command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
             )
@@ -494,6 +527,7 @@ class RedisClusterNode(RedisServer):
             str(self._bus_port),
             "--cluster-node-timeout",
             "2000",
+            *(() if self._identity is None else ("--tls-cluster", "yes")),
         ]
         return [*super()._command(), *bus]
 

@@ -54,7 +54,8 @@ class StoreUrl:
         """
         parts = urlsplit(url)
         credentials, _, hosts = parts.netloc.rpartition("@")
-        if ":" in credentials:
+        # A password with a slash, a question mark or a hash in it ends up behind the host.
+        if ":" in credentials or ("@" in url and not credentials) or "password" in parts.query:
             raise ValueError(
                 "holds a password, which ends up in logs and repositories; "
                 "remove it and name password_env or password_file"

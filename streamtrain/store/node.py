@@ -12,14 +12,18 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, MovedError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from streamtrain.errors import ConfigError
 from streamtrain.store.address import Address
 from streamtrain.store.failures import failure
 from streamtrain.store.settings import StoreSettings
+from streamtrain.tls import ClientTls
 
 __all__ = ["Argument", "Node", "connector"]
 
@@ -27,18 +31,45 @@ Argument = str | bytes | int
 """What a command is made of."""
 
 
+class _Credentials(CredentialProvider):
+    """Reads the password for each connection, so that one that was replaced counts from the next on."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        try:
+            password = self._settings.password() or ""
+        except ConfigError as error:
+            # At a start it is told as it is; later the file is being replaced, and is there soon.
+            raise RedisConnectionError(str(error)) from error
+        username = self._settings.endpoint.username
+        return (password,) if username is None else (username, password)
+
+
+class _TlsConnection(Connection):
+    """As redis-py's own, with a context that follows its files."""
+
+    def __init__(self, *, tls: ClientTls, **options: Any) -> None:
+        super().__init__(**options)
+        self._tls = tls
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        return {**super()._connection_arguments(), "ssl": self._tls}
+
+
 def connector(settings: StoreSettings) -> Callable[[Address], AbstractConnection]:
     """A function that makes a connection, not yet connected, to an address.
 
     Raises:
-      ConfigError: the password cannot be read.
+      ConfigError: the password, a certificate or a key cannot be read.
     """
     endpoint = settings.endpoint
     options: dict[str, Any] = {
-        "username": endpoint.username,
-        "password": settings.password(),
         "db": endpoint.database,
         "client_name": "streamtrain",
+        # Telling the library's version takes two commands, and a right that old servers do not know.
+        "driver_info": None,
         # RESP2: every answer here is a string, a number or a list of them, and old servers know it.
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
@@ -46,20 +77,20 @@ def connector(settings: StoreSettings) -> Callable[[Address], AbstractConnection
         "socket_timeout": None,
         "socket_connect_timeout": settings.timeout_s,
     }
+    if settings.password() is not None:
+        options["credential_provider"] = _Credentials(settings)
+    elif endpoint.username is not None:
+        options["username"] = endpoint.username
     if endpoint.tls:
-        options |= {
-            "ssl_ca_certs": settings.tls_ca_file,
-            "ssl_certfile": settings.tls_cert_file,
-            "ssl_keyfile": settings.tls_key_file,
-            "ssl_cert_reqs": "required",
-            "ssl_check_hostname": True,
-        }
+        names = "store.tls_ca_file, store.tls_cert_file and store.tls_key_file"
+        tls = ClientTls(settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file, names)
 
     def connect(address: Address) -> AbstractConnection:
         if not address.port:
             return UnixDomainSocketConnection(path=address.host, **options)
-        kind = SSLConnection if endpoint.tls else Connection
-        return kind(host=address.host, port=address.port, **options)
+        if endpoint.tls:
+            return _TlsConnection(host=address.host, port=address.port, tls=tls, **options)
+        return Connection(host=address.host, port=address.port, **options)
 
     return connect
 

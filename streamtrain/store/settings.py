@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from streamtrain.errors import ConfigError
+from streamtrain.credentials import VARIABLE_PATTERN, secret_of_environment, secret_of_file
 from streamtrain.settings import Settings
 from streamtrain.store.address import StoreUrl
 
@@ -21,12 +19,14 @@ class StoreSettings(Settings):
     url: str = "memory://"
     """`memory://` (the process alone holds the rows; the log recovers them), `lmdb:///PATH` (a directory on a local disk, for
     this daemon alone), `redis://HOST:PORT/DATABASE`, `rediss://` for TLS, or `unix:///PATH?db=DATABASE`. A Redis Cluster is recognised by itself; name some of its nodes, `redis://A:6379,B:6379`."""
-    password_env: str | None = None
-    """Name of the environment variable that holds the password."""
+    password_env: str | None = Field(default=None, pattern=VARIABLE_PATTERN)
+    """Name of the environment variable that holds the password, in capitals."""
     password_file: str | None = None
-    """File that holds the password; a line end at its end is dropped."""
+    """File that holds the password; a line end at its end is dropped. Read again for each new connection. Here and in the three
+    below, a bare name is a file of `$CREDENTIALS_DIRECTORY` (systemd's `LoadCredential=`) where that has it."""
     tls_ca_file: str | None = None
-    """Certificates (PEM) that vouch for a `rediss://` server; the system's where not named."""
+    """Certificates (PEM) that vouch for a `rediss://` server; the system's where not named. Files that are
+    replaced count from the next connection on."""
     tls_cert_file: str | None = None
     """This client's certificate (PEM), where the server asks for one."""
     tls_key_file: str | None = None
@@ -75,17 +75,7 @@ class StoreSettings(Settings):
           ConfigError: the variable is not set or the file cannot be read.
         """
         if self.password_env:
-            value = os.environ.get(self.password_env)
-            if not value:
-                raise ConfigError(
-                    f"store.password_env: the environment variable {self.password_env!r} is not set"
-                )
-            return value
+            return secret_of_environment(self.password_env, "store.password_env")
         if self.password_file:
-            try:
-                return Path(self.password_file).read_text(encoding="utf-8").rstrip("\r\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(
-                    f"store.password_file: cannot read {self.password_file!r}: {error}"
-                ) from error
+            return secret_of_file(self.password_file, "store.password_file")
         return None

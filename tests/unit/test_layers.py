@@ -22,7 +22,18 @@ ALLOWED = {
     "streamtrain.log": {"errors", "settings", "log"},
     "streamtrain.sparse": {"errors", "settings", "plugins", "layout", "samples", "log", "sparse"},
     "streamtrain.dense": {"errors", "settings", "plugins", "layout", "samples", "dense"},
-    "streamtrain.store": {"errors", "settings", "layout", "samples", "log", "sparse", "store", "metrics"},
+    "streamtrain.store": {
+        "errors",
+        "settings",
+        "credentials",
+        "tls",
+        "layout",
+        "samples",
+        "log",
+        "sparse",
+        "store",
+        "metrics",
+    },
     "streamtrain.serving": {
         "errors",
         "settings",
@@ -37,7 +48,9 @@ ALLOWED = {
     "streamtrain.dictionary": {"errors", "settings", "sparse", "dictionary"},
     "streamtrain.analysis": {"errors", "layout", "samples", "log", "sparse", "dictionary", "analysis"},
     "streamtrain.exports": {"errors", "settings", "plugins", "log", "serving"},
-    "streamtrain.kafka_connection": {"errors", "settings"},
+    "streamtrain.credentials": {"errors"},
+    "streamtrain.tls": {"errors", "credentials"},
+    "streamtrain.kafka_connection": {"errors", "settings", "credentials", "tls"},
     "streamtrain.dead_letters": {"errors", "settings", "sources", "kafka_connection", "dead_letters"},
     "consumers": {
         "errors",
@@ -61,7 +74,7 @@ ONLY = {
     "optax": ("streamtrain.dense",),
     "aiohttp": ("streamtrain.http",),
     "matplotlib": ("streamtrain.analysis.picture",),
-    "prometheus_client": ("streamtrain.metrics", "streamtrain.http"),
+    "prometheus_client": ("streamtrain.metrics", "streamtrain.http", "streamtrain.serving.metrics"),
 }
 
 

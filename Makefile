@@ -29,10 +29,10 @@ lint: setup  ## formatting, lint, types, and whether the generated docs are true
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m streamtrain.reference --check docs/configuration.md
+	$(BIN)/python -m streamtrain.reference --check docs
 
-docs: setup  ## write docs/configuration.md from the settings
-	$(BIN)/python -m streamtrain.reference docs/configuration.md
+docs: setup  ## write docs/configuration.md and docs/metrics.md from the code
+	$(BIN)/python -m streamtrain.reference docs
 
 lock: setup  ## resolve requirements.lock again, for Python 3.11 to 3.13
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \

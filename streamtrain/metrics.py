@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
@@ -12,14 +14,37 @@ from prometheus_client.process_collector import ProcessCollector
 from streamtrain.stages import Stages
 from streamtrain.training.prequential import Quality
 
-__all__ = ["Metrics"]
+__all__ = ["Definition", "Metrics"]
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What docs/metrics.md says of a metric.
+
+    Attributes:
+      name: as Prometheus has it; of a histogram without `_bucket`, `_sum` and `_count`.
+      kind: `counter`, `gauge` or `histogram`.
+      text: its help.
+      labels: their names.
+    """
+
+    name: str
+    kind: str
+    text: str
+    labels: tuple[str, ...] = ()
 
 
 class Metrics:
-    """All of them, in a registry of their own."""
+    """All of them, in a registry of their own.
+
+    Attributes:
+      registry: what `/metrics` shows.
+      definitions: of ours, in the order of the docs.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.definitions: list[Definition] = []
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self.samples = self._counter("samples", "Samples learned from by this process.")
@@ -62,7 +87,11 @@ class Metrics:
         self.commit_seconds = self._histogram(
             "commit_seconds", "From the cut of an epoch to its durability.", 0.001, 14
         )
+        self.epoch_seconds = self._histogram(
+            "epoch_seconds", "From the cut before an epoch to its own: what it spans.", 0.05, 14
+        )
         self.epoch_rows = self._histogram("epoch_rows", "Changed rows in an epoch.", 1, 24)
+        self.epoch_bytes = self._histogram("epoch_bytes", "Size of an epoch's file in the log.", 1024, 24)
         self.owner = self._gauge("owner", "1 while this daemon learns, 0 while it stands by.")
         self.standby_epoch = self._gauge("standby_epoch", "Newest epoch that this standby has.")
         self.standby_lag_epochs = self._gauge(
@@ -72,6 +101,8 @@ class Metrics:
             "takeover_seconds", "From being the owner to learning, of the last takeover."
         )
         self.log_full = self._gauge("log_full", "1 while the log has no room and training is paused.")
+        self.disk_free = self._gauge("log_disk_free_bytes", "Room on the file system of the log.")
+        self.disk_size = self._gauge("log_disk_size_bytes", "Size of the file system of the log.")
         self.log_readers = self._gauge("log_readers", "Readers registered in the log, whose leases last.")
         self.log_reader_epoch = self._gauge(
             "log_reader_epoch",
@@ -81,6 +112,18 @@ class Metrics:
         self.watermark = self._gauge("watermark_timestamp_seconds", "Largest event time in a durable epoch.")
         self.lag_records = self._gauge(
             "lag_records", "Records behind the newest known, by partition.", "partition"
+        )
+        self.lag_seconds = self._gauge(
+            "lag_seconds",
+            "Age of the newest record in a durable epoch while there are newer ones; 0 where none is known.",
+        )
+        self.view_lag_epochs = self._gauge(
+            "view_lag_epochs",
+            "Durable epochs that what follows the log lacks: store, exporters, source (its mirror of positions).",
+            "view",
+        )
+        self.view_lag_seconds = self._gauge(
+            "view_lag_seconds", "For how long it has lacked the oldest of them.", "view"
         )
         self.table_rows = self._gauge("table_rows", "Rows in memory, by table.", "table")
         self.table_bytes = self._gauge("table_bytes", "Memory of the table, by table.", "table")
@@ -133,23 +176,38 @@ class Metrics:
         )
         self.export_epoch = self._gauge("export_epoch", "Newest exported epoch, by exporter.", "exporter")
         self.export_bytes = self._gauge("export_bytes", "Size of the newest export, by exporter.", "exporter")
+        self.export_written = self._counter(
+            "export_written_bytes", "Bytes written by exports, by exporter.", "exporter"
+        )
         self.export_errors = self._counter(
             "export_errors", "Exports that failed and will be retried.", "exporter"
         )
-        self.compilations = self._gauge(
-            "compilations_after_warm_up", "JAX compilations since readiness; 0 is right."
+        self.compilations = self._counter(
+            "compilations_after_warm_up", "Compilations that samples had to wait for; 0 is right."
         )
-        self.quality = self._gauge("prequential", "Quality before learning.", "label", "measure", "over")
+        self.quality = self._gauge(
+            "prequential",
+            "Quality before learning: auc, log_loss, normalized_entropy, calibration, over the last full window or in total.",
+            "label",
+            "measure",
+            "over",
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        self._define(f"{name}_total", "counter", text, labels)
         return Counter(f"streamtrain_{name}", text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        self._define(name, "gauge", text, labels)
         return Gauge(f"streamtrain_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, first: float, count: int) -> Histogram:
+        self._define(name, "histogram", text, ())
         buckets = [first * 2**i for i in range(count)]
         return Histogram(f"streamtrain_{name}", text, buckets=buckets, registry=self.registry)
+
+    def _define(self, name: str, kind: str, text: str, labels: Sequence[str]) -> None:
+        self.definitions.append(Definition(f"streamtrain_{name}", kind, text, tuple(labels)))
 
     def show_features(self, table: str, events: Mapping[str, int], figures: Mapping[str, float]) -> None:
         """Adds what happened to a table's ids since it was told last, and sets its filter's gauges."""
@@ -159,7 +217,14 @@ class Metrics:
             self.admission.labels(table, figure).set(value)
 
     def show_quality(self, over: str, qualities: Mapping[str, Quality]) -> None:
-        """Sets the gauges of every label for `over` = `total` or `window`."""
+        """Sets the gauges of every label for `over` = `total` or `window`. What is not defined has no series.
+
+        A NaN would poison every average over time that has it in its range.
+        """
         for label, quality in qualities.items():
             for measure in ("auc", "log_loss", "normalized_entropy", "calibration"):
-                self.quality.labels(label, measure, over).set(getattr(quality, measure))
+                value = getattr(quality, measure)
+                # Made before it is removed: removing what is not there is an error.
+                self.quality.labels(label, measure, over).set(value)
+                if math.isnan(value):
+                    self.quality.remove(label, measure, over)

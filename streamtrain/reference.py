@@ -1,7 +1,9 @@
-"""Writes docs/configuration.md from the settings models, so that the two cannot disagree.
+"""Writes the pages of docs/ that are made from the code, so that the two cannot disagree.
 
-python -m streamtrain.reference docs/configuration.md
-python -m streamtrain.reference --check docs/configuration.md
+configuration.md is made from the settings models, metrics.md from the registries (`streamtrain.metrics_page`).
+
+python -m streamtrain.reference docs
+python -m streamtrain.reference --check docs
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from streamtrain import plugins
 from streamtrain.config import ENVIRONMENT_PREFIX, _Fixed
 from streamtrain.dead_letters.settings import AnyDeadLetters
 from streamtrain.kafka_connection import KafkaConnection
+from streamtrain.metrics_page import write_metrics
 from streamtrain.samples.schema import AnySlot, Level
 from streamtrain.settings import Settings
 from streamtrain.sparse.lifecycle_settings import OwnAdmission
@@ -176,21 +179,24 @@ def _default(field: FieldInfo) -> str:
     return f"`{orjson.dumps(value).decode()}`"
 
 
+_PAGES = {"configuration.md": write_reference, "metrics.md": write_metrics}
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Writes or checks the configuration reference.")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail when the file is out of date"
-    )
-    parser.add_argument("path", type=Path)
+    parser = argparse.ArgumentParser(description="Writes or checks the pages that are made from the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a page is out of date")
+    parser.add_argument("docs", type=Path)
     arguments = parser.parse_args()
-    text = write_reference()
-    if not arguments.check:
-        arguments.path.write_text(text, encoding="utf-8")
-        return 0
-    if arguments.path.exists() and arguments.path.read_text(encoding="utf-8") == text:
-        return 0
-    sys.stderr.write(f"{arguments.path} is out of date: run `make docs` and commit it\n")
-    return 1
+    stale = []
+    for name, write in _PAGES.items():
+        path, text = arguments.docs / name, write()
+        if not arguments.check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(str(path))
+    if stale:
+        sys.stderr.write(f"{' and '.join(stale)}: out of date; run `make docs` and commit the result\n")
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from streamtrain.behind import Behind
 from streamtrain.errors import (
     CorruptRecord,
     EpochMissing,
@@ -84,6 +87,7 @@ class _View:
     work: Callable[[], Awaitable[int]]
     done: int = -1
     failing: bool = False
+    behind: Behind = field(default_factory=Behind)
 
 
 class Views:
@@ -117,6 +121,7 @@ class Views:
             self._views.append(_View("store", self._apply))
         self._holds = Holds(log.readers, dict(self._standing()), settings.reader_lease_s, metrics)
         self._fold_warnings: set[str] = set()
+        self._record_time_ms: int | None = None
 
     def _standing(self) -> Iterator[tuple[str, Callable[[], int | None]]]:
         """By the name under which it is registered in the log: where a view stands, by its own durable state."""
@@ -193,12 +198,13 @@ class Views:
     def _exporting(self, name: str) -> Callable[[], Awaitable[int]]:
         async def export() -> int:
             runner = self._runners[name]
-            stop = threading.Event()
+            stop, written = threading.Event(), runner.status.bytes_total
             try:
                 await asyncio.to_thread(runner.catch_up, stop.is_set)
             finally:
                 # A thread cannot be cancelled: it ends after the epoch in hand, and does not go on behind the daemon.
                 stop.set()
+                self._metrics.export_written.labels(name).inc(runner.status.bytes_total - written)
             status = runner.status
             assert status.position is not None, "a log has at least its genesis, and that was exported"
             self._metrics.export_epoch.labels(name).set(status.position.epoch)
@@ -208,10 +214,29 @@ class Views:
         return export
 
     async def _watch(self) -> None:
+        """Shows how far behind the source and the views are, and what room the log has."""
         while True:
-            for partition, lag in self._source.lag_records().items():
-                self._metrics.lag_records.labels(partition).set(lag)
+            self._show_lag()
+            for view in self._views:
+                seconds = view.behind.see(self._head.epoch, view.done, time.monotonic())
+                self._metrics.view_lag_epochs.labels(view.name).set(max(0, self._head.epoch - view.done))
+                self._metrics.view_lag_seconds.labels(view.name).set(seconds)
+            with suppress(OSError):
+                disk = await asyncio.to_thread(shutil.disk_usage, self._settings.path)
+                self._metrics.disk_free.set(disk.free)
+                self._metrics.disk_size.set(disk.total)
             await asyncio.sleep(_WATCH_S)
+
+    def _show_lag(self) -> None:
+        lags = self._source.lag_records()
+        for partition, lag in lags.items():
+            self._metrics.lag_records.labels(partition).set(lag)
+        if (times_ms := self._head.record.record_time_ms) is not None:
+            self._record_time_ms = times_ms[1]  # An epoch without samples has none: the one before counts.
+        age_s = 0.0
+        if self._record_time_ms is not None and any(lags.values()):
+            age_s = max(0.0, time.time() - self._record_time_ms / 1000)
+        self._metrics.lag_seconds.set(age_s)
 
     async def _hold_forever(self) -> None:
         """Renews the leases of the views, which hold epochs back also while a view fails, and shows who else does."""

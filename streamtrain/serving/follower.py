@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import DeltaGap, ExportError, StreamtrainError
 from streamtrain.serving.files import ExportedFile, read_export
-from streamtrain.serving.freshness import Freshness, FreshnessReport
+from streamtrain.serving.freshness import Ages, Freshness, FreshnessReport
 from streamtrain.serving.manifest import MANIFEST, MODEL, Entry, Manifest, Position
 from streamtrain.serving.model import ServedModel
 from streamtrain.serving.registered import Registered
@@ -102,6 +102,11 @@ class Follower:
         """How long samples took to become visible here."""
         return self._freshness.report()
 
+    @property
+    def ages(self) -> tuple[Ages, Ages]:
+        """How old deltas were when they became visible: since the event and since the commit, counted by bucket."""
+        return self._freshness.ages()
+
     def predict(self, samples: Samples) -> NDArray[np.float32]:
         """Scores samples with the version held now.
 
@@ -172,6 +177,7 @@ class Follower:
             return
         self._registered.before_reading(None if self.version is None else self.version.epoch)
         manifest = Manifest.read(path)
+        self._status = replace(self._status, head_epoch=manifest.head.epoch)
         model = self._describe(manifest)
         served = self._served if model is self._model else None
         self._model = self._model or model

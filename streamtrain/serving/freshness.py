@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import deque
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-__all__ = ["Freshness", "FreshnessReport"]
+__all__ = ["BOUNDS_S", "Ages", "Freshness", "FreshnessReport"]
+
+BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+"""Upper bounds of the buckets of `Ages`, inclusive; a last bucket has what is older."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """Ages of deltas when they became visible, since the follower was made.
+
+    Attributes:
+      counts: by bucket, deltas; one bucket more than there are bounds.
+      sum_s: sum of the ages.
+    """
+
+    counts: tuple[int, ...]
+    sum_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +58,21 @@ class Freshness:
 
     def __init__(self, window: int = 4096) -> None:
         self._seen: deque[tuple[int, int, int]] = deque(maxlen=window)
+        self._event, self._commit = _Counted(), _Counted()
         self._lock = threading.Lock()
 
     def add(self, *, samples: int, record_time_min_ms: int, committed_at_ms: int, visible_at_ms: int) -> None:
         """Counts a delta of `samples` samples (more than none) that became visible at `visible_at_ms`."""
         with self._lock:
-            self._seen.append((samples, visible_at_ms - record_time_min_ms, visible_at_ms - committed_at_ms))
+            event_ms, commit_ms = visible_at_ms - record_time_min_ms, visible_at_ms - committed_at_ms
+            self._seen.append((samples, event_ms, commit_ms))
+            self._event.add(event_ms / 1000)
+            self._commit.add(commit_ms / 1000)
+
+    def ages(self) -> tuple[Ages, Ages]:
+        """From event to visible and from commit to visible, of all deltas since the beginning; each counts once."""
+        with self._lock:
+            return self._event.ages(), self._commit.ages()
 
     def report(self) -> FreshnessReport:
         """The percentiles of the window as it is now."""
@@ -64,6 +90,21 @@ class Freshness:
             commit_to_visible_p50_ms=weighted_percentile(commit, weights, 50),
             commit_to_visible_p99_ms=weighted_percentile(commit, weights, 99),
         )
+
+
+class _Counted:
+    """Counts ages by bucket."""
+
+    def __init__(self) -> None:
+        self._counts, self._sum_s = [0] * (len(BOUNDS_S) + 1), 0.0
+
+    def add(self, age_s: float) -> None:
+        self._counts[bisect_left(BOUNDS_S, age_s)] += 1
+        # Clocks of two machines may disagree; a sum that falls would look like a restart.
+        self._sum_s += max(0.0, age_s)
+
+    def ages(self) -> Ages:
+        return Ages(tuple(self._counts), self._sum_s)
 
 
 def weighted_percentile(values: np.ndarray, weights: np.ndarray, percent: float) -> float:

@@ -40,6 +40,7 @@ class FollowerStatus:
       fallbacks: times that what grew from a base replaced a version in service, because no chain led on from it or
         its next delta was damaged.
       refused: times that a file was refused because it was damaged or gone.
+      head_epoch: the newest epoch that the manifest had when it was read last; None before that.
       last_error: why the newest version is not served, in words for an operator; None when it is.
     """
 
@@ -47,4 +48,5 @@ class FollowerStatus:
     bases_loaded: int = 0
     fallbacks: int = 0
     refused: int = 0
+    head_epoch: int | None = None
     last_error: str | None = None

@@ -129,6 +129,7 @@ class Committer:
         self._metrics.commit_seconds.observe(time.perf_counter() - begin)
         self._metrics.epoch.set(record.epoch)
         self._metrics.committed.set(stamped.committed_at_ms / 1000)
+        self._metrics.epoch_bytes.observe(self._log.epochs_bytes([record.epoch]))
         self._metrics.epoch_rows.observe(sum(len(rows.ids) for rows in record.tables.values()))
         if record.watermark_ms is not None:
             self._metrics.watermark.set(record.watermark_ms / 1000)

@@ -77,6 +77,7 @@ class Trainer:
         self.pulse = Pulse()
         self._cut_at = time.monotonic()
         self._stepped = False
+        self._compilations = 0
 
     def stop(self) -> None:
         """Finishes the step in hand, commits, and returns from `run`. Samples not yet learned are left unread."""
@@ -251,7 +252,8 @@ class Trainer:
             self._progress.cut(
                 record.epoch, self._waiting[0] - 1 if self._waiting else self._taken, record.step_next
             )
-        self._cut_at = time.monotonic()
+        begin, self._cut_at = self._cut_at, time.monotonic()
+        self._metrics.epoch_seconds.observe(self._cut_at - begin)
         for name in record.tables:
             self._metrics.table_rows.labels(name).set(self._learner.sparse.rows(name))
             self._metrics.table_bytes.labels(name).set(self._learner.sparse.memory_bytes(name))
@@ -260,5 +262,7 @@ class Trainer:
                 self._metrics.table_collided.labels(name).set(shared.collided)
         self._metrics.show_quality("total", self._learner.prequential.total())
         self._metrics.show_quality("window", self._learner.prequential.window())
-        self._metrics.compilations.set(self._learner.dense.compilations)
+        late = self._learner.dense.compilations
+        self._metrics.compilations.inc(late - self._compilations)
+        self._compilations = late
         return record

@@ -162,7 +162,7 @@ def test_sigterm_commits_what_was_learned_and_exits_with_success(tmp_path: Path)
         assert daemon.get("/readyz") == (200, '{"ready": true, "phase": "learning"}')
         metrics = daemon.get("/metrics")[1]
         assert "streamtrain_samples_total 500.0" in metrics
-        assert "streamtrain_compilations_after_warm_up 0.0" in metrics
+        assert "streamtrain_compilations_after_warm_up_total 0.0" in metrics
         assert 'streamtrain_prequential{label="click",measure="auc",over="total"}' in metrics
         write(tmp_path / "samples.jsonl", samples(333, 500, seed=1), "a")
         until(lambda: _samples(tmp_path) == 833, "what the file grew by")

@@ -73,10 +73,13 @@ class Runner(Failing):
     def __init__(self, errors: Iterable[BaseException] = ()) -> None:
         super().__init__(errors)
         self.head = 0
-        self.status = SimpleNamespace(position=None, last_bytes=0)
+        self.status = SimpleNamespace(position=None, last_bytes=0, bytes_total=0)
 
     def catch_up(self, stop: Callable[[], bool]) -> int:
-        self.status = SimpleNamespace(position=SimpleNamespace(epoch=self.work(self.head)), last_bytes=5)
+        position = SimpleNamespace(epoch=self.work(self.head))
+        self.status = SimpleNamespace(
+            position=position, last_bytes=5, bytes_total=self.status.bytes_total + 5
+        )
         return self.head
 
 
@@ -149,6 +152,7 @@ async def test_every_view_follows_the_head_and_the_end_waits_for_all() -> None:
         assert made.value("store_applied_epoch") == 3
         assert made.value("export_epoch", exporter="deltas") == 3
         assert made.value("export_bytes", exporter="deltas") == 5
+        assert made.value("export_written_bytes_total", exporter="deltas") % 5 == 0
         assert made.value("lag_records", partition="p") == 7
 
 

@@ -34,6 +34,8 @@ _UNAVAILABLE_PAUSE_S = 1.0
 class Prefetch(Protocol):
     """Brings rows that a batch needs and that memory may not have, and makes room for them. Called for each batch in turn."""
 
+    async def fitting(self, chunk: DecodedChunk) -> Sequence[DecodedChunk]: ...
+
     async def rows_for(self, batch: SampleBatch) -> Fetched: ...
 
 
@@ -85,9 +87,11 @@ class Feed:
         decoded: Ahead[DecodedChunk | DataLoss] = Ahead(decode, self._depth, "decode", self._stages)
         try:
             async with chunks, decoded:
-                while (item := await self._complete(decoded)) is not None:
-                    with self._stages.waits("prefetch", "room"):
-                        await self._handoff.put(item)
+                while (chunk := await self._decoded(decoded)) is not None:
+                    for part in await self._fitting(chunk):
+                        item = await self._complete(part)
+                        with self._stages.waits("prefetch", "room"):
+                            await self._handoff.put(item)
         finally:
             self._handoff.end()
             executor.shutdown(wait=False, cancel_futures=True)
@@ -117,11 +121,20 @@ class Feed:
                 await self._letterbox.keep(chunk, decoded.bad)
         return decoded
 
-    async def _complete(self, decoded: Ahead[DecodedChunk | DataLoss]) -> Item | DataLoss | None:
-        """The next item for the trainer, with the rows that it needs."""
+    async def _decoded(self, decoded: Ahead[DecodedChunk | DataLoss]) -> DecodedChunk | DataLoss | None:
         with self._stages.waits("prefetch", "input"):
-            chunk = await decoded.take()
-        if chunk is None or isinstance(chunk, DataLoss):
+            return await decoded.take()
+
+    async def _fitting(self, chunk: DecodedChunk | DataLoss) -> Sequence[DecodedChunk | DataLoss]:
+        """The chunk in parts whose rows memory can hold: to the trainer each is a chunk of its own."""
+        if self._prefetch is None or isinstance(chunk, DataLoss):
+            return [chunk]
+        with self._stages.busy("prefetch"):
+            return await self._prefetch.fitting(chunk)
+
+    async def _complete(self, chunk: DecodedChunk | DataLoss) -> Item | DataLoss:
+        """What the trainer gets: a chunk with the rows that it needs."""
+        if isinstance(chunk, DataLoss):
             return chunk
         if self._prefetch is None:
             return Item(chunk)

@@ -51,14 +51,34 @@ class DecodedChunk:
         """The chunk without the first `leaves` leaves of the record at `first`."""
         start = self.index_of(self.first, leaves)
         return replace(
-            self,
-            offsets=self.offsets[start:],
-            leaves=self.leaves[start:],
-            last=self.last[start:],
-            batch=self.batch.slice(start, self.batch.size),
+            self._part(start, self.batch.size),
             # A record that is refused as a whole, which it was not then, is told of again.
             bad=tuple(b for b in self.bad if b.offset != self.first or b.leaf is None or b.leaf >= leaves),
             first_leaf=leaves,
+        )
+
+    def halves(self) -> tuple[DecodedChunk, DecodedChunk] | None:
+        """The chunk in two, at the record where half of its samples are reached; None where one record has them all."""
+        if not self.batch.size or self.offsets[0] == self.offsets[-1]:
+            return None
+        middle = self.offsets[self.batch.size // 2]
+        if middle == self.offsets[0]:
+            middle = self.offsets[np.searchsorted(self.offsets, middle, side="right")]
+        at = int(np.searchsorted(self.offsets, middle))
+        bad = next((i for i, b in enumerate(self.bad) if (b.offset or 0) >= middle), len(self.bad))
+        return (
+            replace(self._part(0, at), next=int(middle), bad=self.bad[:bad]),
+            replace(self._part(at, self.batch.size), first=int(middle), bad=self.bad[bad:], first_leaf=0),
+        )
+
+    def _part(self, start: int, stop: int) -> DecodedChunk:
+        """The chunk with only a slice of its samples."""
+        return replace(
+            self,
+            offsets=self.offsets[start:stop],
+            leaves=self.leaves[start:stop],
+            last=self.last[start:stop],
+            batch=self.batch.slice(start, stop),
         )
 
     def within(self, span: Span) -> tuple[SampleBatch, list[BadSample]]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamtrain.errors import TableFull
 from streamtrain.layout import Layout
 from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.batch import SampleBatch
+from streamtrain.samples.decoded import DecodedChunk
+from streamtrain.sparse.unite import distinct
 from streamtrain.sparse.wanted import RowsWanted
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.patience import Patience
@@ -22,6 +26,10 @@ from streamtrain.store.store import Store
 from streamtrain.store.tier import Tier
 
 __all__ = ["Fetched", "StorePrefetch"]
+
+# The part of the rows in memory that a part of a chunk may name: beside it there is room for the minibatch that waits for
+# its last samples, and for what the tier lets go of ahead of need.
+_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +82,52 @@ class StorePrefetch:
         for table, slot in named:
             if table in wanted or table in self._tiers:
                 self._slots.setdefault(table, []).append(slot)
+        self._bounds = {table: self._tiers[table].rows_max for table in self._slots if table in self._tiers}
         self._batch = 0
 
+    async def fitting(self, chunk: DecodedChunk) -> Sequence[DecodedChunk]:
+        """The chunk, in parts if it names more ids than memory holds well beside what is being learned. None holds less than
+        a record.
+
+        Raises:
+          TableFull: a record alone names more ids than memory holds.
+        """
+        if self._fits({table: len(self._ids(table, chunk.batch)) for table in self._bounds}):
+            return [chunk]
+        return await asyncio.to_thread(self._split, chunk)
+
+    def _split(self, chunk: DecodedChunk) -> list[DecodedChunk]:
+        parts: list[DecodedChunk] = []
+        waiting = [chunk]
+        while waiting:
+            part = waiting.pop()
+            named = {table: len(distinct(self._ids(table, part.batch))) for table in self._bounds}
+            if self._fits(named):
+                parts.append(part)
+            elif (halves := part.halves()) is not None:
+                waiting += reversed(halves)
+            else:
+                self._check(part, named)
+                parts.append(part)
+        return parts
+
+    def _fits(self, named: Mapping[str, int]) -> bool:
+        return all(count <= self._bounds[table] // _PARTS for table, count in named.items())
+
+    def _check(self, part: DecodedChunk, named: Mapping[str, int]) -> None:
+        for table, count in named.items():
+            if count > (rows_max := self._bounds[table]):
+                raise TableFull(
+                    f"table {table!r}: the record {part.partition} offset {part.offsets[0]} names {count} ids with its "
+                    f"{part.batch.size} samples, and memory_bytes_max holds {rows_max} rows, which have to be there together; "
+                    f"raise tables.{table}.memory_bytes_max"
+                )
+
+    def _ids(self, table: str, batch: SampleBatch) -> NDArray[np.uint64]:
+        return np.concatenate([batch.ids[slot].values for slot in self._slots[table]])
+
     async def rows_for(self, batch: SampleBatch) -> Fetched:
-        """What to take in, and to let go of, before `batch`, the next one.
+        """What to take in, and to let go of, before `batch`, the next one, which `fitting` gave.
 
         A store that does not answer is waited for: learning pauses, it never goes on with default rows.
         """
@@ -85,8 +135,8 @@ class StorePrefetch:
         whole = self._progress.step
         evicted: dict[str, NDArray[np.uint64]] = {}
         rows: dict[str, TableRows] = {}
-        for table, slots in self._slots.items():
-            new = np.concatenate([batch.ids[slot].values for slot in slots])
+        for table in self._slots:
+            new = self._ids(table, batch)
             if table in self._tiers:
                 new, evicted[table] = await self._tiers[table].make_room(new, self._batch)
             else:

@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.errors import TableFull
 from streamtrain.metrics import Metrics
 from streamtrain.sparse.residents import Residents
 from streamtrain.sparse.stored_ids import StoredIds
@@ -43,6 +42,9 @@ class Tier:
       applied: where the store stands.
       progress: what the trainer has learned; of all tiers.
       metrics: counts.
+
+    Attributes:
+      rows_max: as given.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Tier:
     ) -> None:
         self._table, self._residents, self._stored = table, Residents(table, rows_max), stored
         self._applied, self._progress, self._metrics = applied, progress, metrics
+        self.rows_max = rows_max
 
     async def make_room(
         self, ids: NDArray[np.uint64], batch: int
@@ -63,25 +66,18 @@ class Tier:
         """Takes in the ids (`[N]` uint64, may repeat) that `batch` names; waits where no row can leave memory yet.
 
         Args:
+          ids: `rows_max` distinct ones at most.
           batch: its number, larger than that of the batch before.
 
         Returns:
           Ids whose rows have to be pulled, and ids whose rows the trainer has to let go of before it gets this batch. An id
           that is in neither set is new: no store has a row of it.
-
-        Raises:
-          TableFull: the batch alone names more ids than memory may hold.
         """
         residents = self._residents
         new, hits = await asyncio.to_thread(residents.name, ids, batch)
         self._metrics.tier_hits.labels(self._table).inc(hits)
         self._metrics.tier_misses.labels(self._table).inc(len(new))
-        if hits + len(new) > residents.ids_max:
-            raise TableFull(
-                f"table {self._table!r}: one chunk of samples names {hits + len(new)} ids, and memory_bytes_max holds "
-                f"{residents.ids_max} rows; raise tables.{self._table}.memory_bytes_max, or make chunks smaller "
-                "(source.chunk_records_max)"
-            )
+        assert hits + len(new) <= residents.ids_max, "a batch that can never be in memory"
         ahead = residents.ids_max // _AHEAD
         evicted = [await self._evict(len(residents) + len(new) + ahead - residents.ids_max)]
         if len(residents) + len(new) > residents.ids_max:

@@ -73,6 +73,7 @@ class Trainer:
         # Numbers of the chunks that have come, and of those of which samples may still wait for their minibatch.
         self._taken = 0
         self._waiting: deque[int] = deque()
+        self._crowded = False
         self._stop = threading.Event()
         self.pulse = Pulse()
         self._cut_at = time.monotonic()
@@ -168,12 +169,35 @@ class Trainer:
 
     def _learn_ready(self) -> None:
         while not self._stop.is_set() and self._share_taken():
+            whole = self._taken - self._minibatcher.chunks
             with self._stages.busy("train"):
                 minibatch = self._minibatcher.take(time.monotonic() * 1000)
             if minibatch is None:
                 return
+            self._tell_if_crowded(minibatch.batch.size, whole)
             self._learn(minibatch)
             self._cut_if_due()
+
+    def _tell_if_crowded(self, size: int, whole: int) -> None:
+        """Warns once of a minibatch that could not be filled because memory does not hold the rows of more samples.
+
+        Args:
+          size: its samples.
+          whole: chunks before those that it holds samples of.
+        """
+        progress, full = self._progress, self._minibatcher.batch_size
+        if self._crowded or progress is None or not progress.urgent or not 0 < size < full:
+            return
+        # The feed waits for room, and no row waits for the store any more: only this minibatch's are left.
+        self._crowded = progress.batch >= whole
+        if self._crowded:
+            logger.warning(
+                "a minibatch has %d samples, not training.batch_size = %d: a table's memory_bytes_max holds no rows for more "
+                "of them at once. Nothing is lost, but learning is slow: raise tables.*.memory_bytes_max, or lower "
+                "training.batch_size. This is told once",
+                size,
+                full,
+            )
 
     def _share_taken(self) -> bool:
         """Waits for what expiry looks at after the next step of the store's rows; False: `stop` came first."""

@@ -8,8 +8,8 @@ __all__ = ["FAILOVER", "JOB", "unbounded"]
 
 # `ledger` has one row a sample, which stays, and `users` 200 rows that every sample moves; their counts are compared with
 # the topic. The other tables read `seen`: ids that come once in a while and ids that come all the time. What they decide
-# depends on every minibatch before, so that one step lost, doubled or restored otherwise shows in the bits. A chunk names
-# 1,200 of them at most, and the bound on memory holds 2,000 and more rows.
+# depends on every minibatch before, so that one step lost, doubled or restored otherwise shows in the bits. The bound on
+# memory holds some 2,000 rows, and a chunk that is read behind a backlog names several times as many ids.
 JOB = """
 name = "ledger"
 seed = {seed}
@@ -21,7 +21,6 @@ group_id = "ledger"
 metadata_refresh_s = 1
 request_timeout_s = 2
 fetch_wait_ms = 20
-chunk_records_max = 200
 [schema]
 labels = ["y"]
 [schema.slots]
@@ -63,11 +62,13 @@ expiry = {{ after_steps = 90, rule = "tests.rules:weak_and_rare", sweep_steps = 
 [tables.tiered]
 dim = 1
 memory_bytes_max = 262144
+expiry = {{ after_steps = 200, sweep_steps = 17 }}
 decay = {{ every_steps = 25, weights = 0.95 }}
 [tables.waiting]
 dim = 1
 memory_bytes_max = 262144
 admission = {{ kind = "count", threshold = 2 }}
+expiry = {{ after_steps = 500, norm_min = 0.002, norm_after_count = 3, sweep_steps = 9 }}
 optimizer = {{ kind = "adam" }}
 [tables.hashed]
 kind = "hash"

@@ -13,6 +13,7 @@ import numpy as np
 
 from streamtrain.config import Job
 from streamtrain.dictionary.reader import Dictionary
+from streamtrain.fetching import swept
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.format import content_digest
 from streamtrain.log.record import EpochRecord, TableRows
@@ -180,7 +181,9 @@ async def _stored(job: Job, model_id: str, url: str, table: str, ids: np.ndarray
     assert store is not None
     try:
         dims = {name: (t.row_dim, slots_of(t.optimizer, t.row_dim)) for name, t in job.tables.items()}
-        await store.open(StoreDescription(model_id, dims, settings.shards))
+        # As the daemon's, or the store would be claimed anew, and be empty.
+        scanned = frozenset(swept(job.tables))
+        await store.open(StoreDescription(model_id, dims, settings.shards, scanned))
         _, rows = await store.pull(table, ids, epoch)
     finally:
         await store.close()

@@ -1,13 +1,14 @@
 """Rows that leave memory and come back: a table with a bound is the table without one, however things fall together.
 
-The feed's side is real (prefetch, tier, sweeps, residents, progress), and so is the table; the store is a dict that applies epochs
-late, loses them, and is repaired. What happens next is drawn: a chunk is fed, half a chunk is learned, an epoch is cut, one
-is applied, everything but the log is lost.
+The feed's side is real (prefetch, tier, sweeps, residents, progress), and so are the minibatcher and the table; the store is a dict
+that applies epochs late, loses them, and is repaired. What happens next is drawn: a chunk is fed, a minibatch is learned, full or
+not, an epoch is cut, one is applied, everything but the log is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 from collections import deque
@@ -26,6 +27,9 @@ from streamtrain.layout import Layout
 from streamtrain.log.record import FilterRows, TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.samples.batch import Ragged, SampleBatch
+from streamtrain.samples.decoded import DecodedChunk
+from streamtrain.samples.minibatch import Minibatch, Minibatcher
+from streamtrain.samples.positions import LeavesLearned
 from streamtrain.samples.schema import Schema
 from streamtrain.sparse.cold import AHEAD_STEPS
 from streamtrain.sparse.dynamic import DynamicTable
@@ -65,7 +69,6 @@ RULES: dict[str, dict[str, Any]] = {
         "decay": Decay(every_steps=3, weights=0.9),
     },
 }
-EXPIRING = [name for name, rules in RULES.items() if "expiry" in rules]
 ROWS_MAX = 8
 NO_FILTER = FilterRows(np.empty(0, np.uint64), np.empty((0, 1), np.uint8))
 
@@ -79,18 +82,42 @@ def dropped(
     return found
 
 
-def batch(ids: list[int]) -> SampleBatch:
+Record = list[int]
+"""The ids of a record, one for each of its samples."""
+
+
+def decoded(first: int, records: list[Record]) -> DecodedChunk:
+    ids = np.array([id_ for record in records for id_ in record], np.uint64)
     n = len(ids)
     zeros, times = np.zeros((n, 1), np.float32), np.zeros(n, np.int64)
-    ragged = Ragged(np.array(ids, np.uint64), np.arange(n + 1, dtype=np.int64))
-    return SampleBatch(n, {"a": ragged}, zeros[:, :0], zeros, zeros[:, 0], times, times)
+    batch = SampleBatch(
+        n,
+        {"a": Ragged(ids, np.arange(n + 1, dtype=np.int64))},
+        zeros[:, :0],
+        zeros,
+        zeros[:, 0],
+        times,
+        times,
+    )
+    sizes = [len(record) for record in records]
+    return DecodedChunk(
+        "p",
+        first,
+        first + len(records),
+        np.repeat(np.arange(first, first + len(records)), sizes),
+        np.array([leaf for size in sizes for leaf in range(size)], np.int64),
+        np.array([leaf == size - 1 for size in sizes for leaf in range(size)], np.bool_),
+        batch,
+        (),
+    )
 
 
 @dataclass
 class Epoch:
-    """What a cut says: how many halves of chunks were learned, the rows, the filter, and what happened to ids."""
+    """What a cut says: the minibatches so far, where reading resumes, the rows, the filter, and what happened to ids."""
 
-    halves: int
+    minibatches: list[list[int]]
+    place: tuple[int, int]
     rows: TableRows
     filter: FilterRows
     events: Mapping[str, int]
@@ -99,23 +126,29 @@ class Epoch:
         values = dict(zip(self.filter.ids.tolist(), map(bytes, self.filter.values), strict=True))
         order = self.rows.ids.tolist(), self.rows.tombstones.tolist()
         events = {name: count for name, count in self.events.items() if count}
-        return self.halves, as_dict(self.rows), order, values, sorted(self.filter.tombstones.tolist()), events
+        return as_dict(self.rows), order, values, sorted(self.filter.tombstones.tolist()), events
 
 
 class Learning:
-    """The trainer's side: a table that learns halves of chunks. What comes out depends on every bit of the rows."""
+    """The trainer's side: a table that learns minibatches. What comes out depends on every bit of the rows."""
 
     def __init__(self, table: TableSettings, log: list[Epoch]) -> None:
-        self.table, self.halves = DynamicTable("t", table, seed=3), 0
+        self.table = DynamicTable("t", table, seed=3)
+        self.minibatches: list[list[int]] = []
+        self.place = (0, 0)
         for epoch in log:
             if self.table.admission is not None:
                 self.table.admission.load(epoch.filter)
-            self.halves = epoch.halves
-        self.table.at(self.halves)
+            self.minibatches, self.place = list(epoch.minibatches), epoch.place
+        self.table.at(self.step)
 
-    def learn(self, ids: list[int]) -> None:
-        step = self.halves
-        self.halves += 1
+    @property
+    def step(self) -> int:
+        return len(self.minibatches)
+
+    def learn(self, ids: list[int], place: tuple[int, int]) -> None:
+        step, self.place = self.step, place
+        self.minibatches.append(ids)
         united = Uniter().unite(np.array(ids, np.uint64))
         vectors = np.empty((len(united.ids), 2), np.float32)
         self.table.begin(united, step, vectors)
@@ -129,7 +162,7 @@ class Learning:
     def cut(self) -> Epoch:
         admission = self.table.admission
         filter = NO_FILTER if admission is None else admission.cut() or NO_FILTER
-        return Epoch(self.halves, self.table.cut(), filter, self.table.take_events())
+        return Epoch(list(self.minibatches), self.place, self.table.cut(), filter, self.table.take_events())
 
 
 class Store:
@@ -209,16 +242,21 @@ class World:
     """One daemon after the other over one log."""
 
     table: TableSettings
-    chunks: list[list[int]]
+    chunks: list[list[Record]]
+    batch_size: int = 2
     log: list[Epoch] = field(default_factory=list)
     evicted: int = 0
+    parts: int = 0
+    lingered: int = 0
 
     def start(self, store: Store) -> None:
         self.store = store
         self.learning = Learning(self.table, self.log)
-        # A chunk whose first half is committed is read again from its middle.
-        self.first, self.fed = self.learning.halves, self.learning.halves
-        self.progress = Progress(len(self.log), self.learning.halves)
+        # A chunk of which a part is committed is read again from there, inside a record if need be.
+        self.fed, leaf = self.learning.place
+        self.learned = LeavesLearned({"p": leaf} if leaf else {})
+        self.minibatcher = Minibatcher(self.batch_size, math.inf)
+        self.progress = Progress(len(self.log), self.learning.step)
         # So small that some new ids are asked for all the same.
         stored = StoredIds("t", 64)
         for epoch in self.log:
@@ -230,28 +268,31 @@ class World:
         self.sweeps: Sweeps | None = None
         if self.table.expiry is not None:
             tables = {"t": self.table.expiry}
-            self.sweeps = Sweeps(applier, applier, self.progress, tables, self.learning.halves, Metrics())
+            self.sweeps = Sweeps(applier, applier, self.progress, tables, self.learning.step, Metrics())
             self.sweeping = asyncio.create_task(self.sweeps.run())
-        self.whole = 0
-        self.queue: deque[tuple[list[list[int]], Fetched]] = deque()
+        self.whole, self.offered = 0, -1
+        self.queue: deque[tuple[DecodedChunk, Fetched]] = deque()
         self.feeding: asyncio.Task[None] | None = None
-        self.taken, self.left = 0, deque[list[int]]()
+        self.taken, self.waiting = 0, deque[int]()
 
     @property
-    def halves(self) -> list[list[int]]:
-        return [part for ids in self.chunks for part in (ids[: len(ids) // 2], ids[len(ids) // 2 :])]
+    def records(self) -> list[Record]:
+        return [record for chunk in self.chunks for record in chunk]
 
     async def feed(self) -> None:
-        if self.feeding is None and self.fed < len(self.halves):
+        if self.feeding is None and self.fed < len(self.records):
             self.feeding = asyncio.create_task(self._feed())
         await self.settle()
 
     async def _feed(self) -> None:
-        end = min(self.fed + 2 - self.fed % 2, len(self.halves))
-        parts = self.halves[self.fed : end]
-        fetched = await self.prefetch.rows_for(batch([id_ for part in parts for id_ in part]))
-        self.fed = end
-        self.queue.append((parts, fetched))
+        ends = np.cumsum([len(chunk) for chunk in self.chunks])
+        end = int(ends[np.searchsorted(ends, self.fed, side="right")])
+        chunk = self.learned.leave_out(decoded(self.fed, self.records[self.fed : end]))
+        for part in await self.prefetch.fitting(chunk):
+            fetched = await self.prefetch.rows_for(part.batch)
+            self.fed = part.next
+            self.parts += 1
+            self.queue.append((part, fetched))
 
     async def settle(self) -> None:
         """Until what is being fed is there, or waits for the store."""
@@ -265,37 +306,55 @@ class World:
                 await asyncio.sleep(0)
 
     async def train(self) -> None:
-        if not self.left:
-            if not self.queue:
-                return
-            parts, fetched = self.queue.popleft()
-            self.taken += 1
+        """Learns a minibatch if that is full, or takes a chunk in."""
+        await self._offer_share()
+        if (minibatch := self.minibatcher.take(0.0)) is not None:
+            self._learn(minibatch)
+        elif self.queue:
+            part, fetched = self.queue.popleft()
             for ids in fetched.evicted.values():
                 assert self.learning.table.evict(ids) <= len(ids)
                 self.evicted += len(ids)
             self.whole = fetched.whole
             for rows in fetched.rows.values():
                 self.learning.table.insert_missing(self.learning.table.without_expired(rows, self.whole))
-            self.left.extend(parts)
+            before = self.minibatcher.chunks
+            self.minibatcher.add(part, 0.0)
+            self.taken += 1
+            if self.minibatcher.chunks > before:
+                self.waiting.append(self.taken)
+        assert len(self.learning.table) <= ROWS_MAX
+
+    async def linger(self) -> None:
+        """The samples that wait have waited for long enough."""
         await self._offer_share()
-        self.learning.learn(self.left.popleft())
+        if (minibatch := self.minibatcher.flush()) is not None:
+            self._learn(minibatch)
+
+    def _learn(self, minibatch: Minibatch) -> None:
+        assert len(minibatch.spans) == 1 and minibatch.spans[0].begin == self.learning.place
+        self.learning.learn(minibatch.batch.ids["a"].values.tolist(), minibatch.spans[0].end)
         assert len(self.learning.table) <= ROWS_MAX
 
     async def _offer_share(self) -> None:
-        if self.sweeps is None:
+        if self.sweeps is None or self.offered == self.learning.step:
             return
         for _ in range(1000):
-            if (share := self.sweeps.take(self.learning.halves, 0.0)) is not None:
+            if (share := self.sweeps.take(self.learning.step, 0.0)) is not None:
                 oldest = min(share.whole, self.whole)
                 self.learning.table.offer(share.rows["t"], share.step, share.whole, oldest)
+                self.offered = share.step
                 return
             await asyncio.sleep(0)
         raise AssertionError("a share that never comes")
 
     def cut(self) -> None:
-        if not self.log or self.log[-1].halves < self.learning.halves:
+        if not self.log or len(self.log[-1].minibatches) < self.learning.step:
             self.log.append(self.learning.cut())
-            self.progress.cut(len(self.log), self.taken - bool(self.left), self.learning.halves)
+            while len(self.waiting) > self.minibatcher.chunks:
+                self.waiting.popleft()
+            batch = self.waiting[0] - 1 if self.waiting else self.taken
+            self.progress.cut(len(self.log), batch, self.learning.step)
 
     async def crash(self) -> None:
         if self.feeding is not None:
@@ -314,68 +373,105 @@ class World:
 
     async def run(self, actions: list[str]) -> None:
         self.start(Store(self.log))
-        for action in [*actions, *["feed", "train", "train", "cut", "apply"] * 2 * len(self.chunks)]:
-            match action:
-                case "feed":
-                    await self.feed()
-                case "train":
-                    await self.train()
-                case "cut":
-                    self.cut()
-                case "apply":
-                    self.store.apply()
-                case "lose":
-                    self.store.lose(2)
-                case "crash":
-                    await self.crash()
-            await self.settle()
+        for action in actions:
+            await self.act(action)
+        self.lingered = 0
+        end = len(self.records), 0
+        while self.learning.place != end:
+            before = self.learning.step, self.fed, self.store.epoch
+            for action in ["feed", *["train"] * 12, "cut", "apply"]:
+                await self.act(action)
+            if before == (self.learning.step, self.fed, self.store.epoch):
+                assert self.minibatcher.pending, "the feed waits for what never comes"
+                self.lingered += self.fed < len(self.records)
+                await self.linger()
+        self.cut()
         await self._stop_sweeps()
-        assert self.learning.halves == len(self.halves), "the feed waits for what never comes"
+
+    async def act(self, action: str) -> None:
+        match action:
+            case "feed":
+                await self.feed()
+            case "train":
+                await self.train()
+            case "linger":
+                await self.linger()
+            case "cut":
+                self.cut()
+            case "apply":
+                self.store.apply()
+            case "lose":
+                self.store.lose(2)
+            case "crash":
+                await self.crash()
+        await self.settle()
 
     def expected(self) -> list[Epoch]:
-        """The same halves of chunks in a table that holds all rows, cut at the same places."""
+        """The same minibatches in a table that holds all rows, cut at the same places."""
         learning, log = Learning(self.table.model_copy(update={"memory_bytes_max": None}), []), []
         for epoch in self.log:
-            while learning.halves < epoch.halves:
-                learning.learn(self.halves[learning.halves])
+            for ids in epoch.minibatches[learning.step :]:
+                learning.learn(ids, epoch.place)
             log.append(learning.cut())
         return log
 
+    def check(self) -> None:
+        """Every sample was learned once, in order, and every epoch is what it would be without a bound."""
+        learned = [id_ for minibatch in self.log[-1].minibatches for id_ in minibatch]
+        assert learned == [id_ for record in self.records for id_ in record]
+        assert [epoch.content() for epoch in self.log] == [epoch.content() for epoch in self.expected()]
 
-ACTIONS = ["feed", "train", "cut", "apply"]
+
+ACTIONS = ["feed", "train", "train", "cut", "apply"]
+RECORDS = st.lists(st.integers(1, 30), min_size=1, max_size=3)
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     rule=st.sampled_from(sorted(RULES)),
-    chunks=st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=6), min_size=5, max_size=25),
-    actions=st.lists(st.sampled_from([*ACTIONS * 4, "lose", "crash"]), max_size=120),
+    # Some chunks name more ids than memory holds.
+    chunks=st.lists(st.lists(RECORDS, min_size=1, max_size=8), min_size=3, max_size=15),
+    actions=st.lists(st.sampled_from([*ACTIONS * 4, "linger", "lose", "crash"]), max_size=120),
     ahead=st.sampled_from([1, 4, AHEAD_STEPS]),
+    batch_size=st.sampled_from([1, 2, 3, 4, 20]),
 )
 def test_the_log_is_that_of_a_table_which_holds_all_rows(
-    rule: str, chunks: list[list[int]], actions: list[str], ahead: int
+    rule: str, chunks: list[list[Record]], actions: list[str], ahead: int, batch_size: int
 ) -> None:
     table = TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100, **RULES[rule])
-    world = World(table, chunks)
+    world = World(table, chunks, batch_size)
     with patch.object(sweeps_module, "AHEAD_STEPS", ahead):
         asyncio.run(world.run(actions))
-    assert [epoch.content() for epoch in world.log] == [epoch.content() for epoch in world.expected()]
+    world.check()
+    # What waits for its minibatch, what is in memory because of it, and the next part have room together.
+    assert not world.lingered or batch_size > 4
 
 
-def test_the_worlds_of_these_tests_do_evict_rows_and_bring_them_back() -> None:
+def test_the_worlds_of_these_tests_do_evict_rows_split_chunks_and_bring_rows_back() -> None:
     random = np.random.default_rng(0)
-    chunks = [random.integers(1, 30, 6).tolist() for _ in range(60)]
+    chunks = [[random.integers(1, 30, 2).tolist() for _ in range(6)] for _ in range(30)]
     world = World(TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100), chunks)
     asyncio.run(world.run(random.choice(ACTIONS, 500).tolist()))
-    assert world.evicted > 100
-    assert [epoch.content() for epoch in world.log] == [epoch.content() for epoch in world.expected()]
+    assert world.evicted > 100 and world.parts > 2 * len(chunks)
+    world.check()
 
 
-def test_a_chunk_that_alone_names_more_ids_than_memory_holds_is_refused_in_words() -> None:
-    world = World(TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100), [list(range(20))])
-    with pytest.raises(
-        TableFull, match=r"names 20 ids, and memory_bytes_max holds 8 rows; raise tables\.t\."
-    ):
+def test_a_minibatch_that_names_more_ids_than_memory_holds_is_learned_in_smaller_ones() -> None:
+    world = World(
+        TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100), [[[i] for i in range(60)]], 20
+    )
+    asyncio.run(world.run([]))
+    assert world.lingered and all(len(minibatch) < 20 for minibatch in world.log[-1].minibatches)
+    world.check()
+
+
+def test_a_record_that_alone_names_more_ids_than_memory_holds_is_refused_in_words() -> None:
+    chunks = [[[1], list(range(20)), [2]]]
+    world = World(TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100), chunks)
+    words = (
+        r"record p offset 1 names 20 ids with its 20 samples, and memory_bytes_max holds 8 rows.*tables\.t\."
+    )
+    with pytest.raises(TableFull, match=words):
         asyncio.run(world.run([]))
 
 

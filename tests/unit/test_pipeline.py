@@ -15,6 +15,7 @@ from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.pipeline import Feed, Prefetch
 from streamtrain.samples.batch import SampleBatch
+from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.schema import Schema
 from streamtrain.sources import Chunk
@@ -109,10 +110,17 @@ async def test_a_flood_of_bad_records_is_not_handed_over() -> None:
     assert taken(handoff) == [0, None]
 
 
+class Whole:
+    """Leaves chunks as they are."""
+
+    async def fitting(self, chunk: DecodedChunk) -> Sequence[DecodedChunk]:
+        return [chunk]
+
+
 async def test_rows_travel_with_the_chunk_that_asked_for_them_and_a_refusal_stops() -> None:
     rows, gone = {"main": TableRows.empty(1, 1)}, np.arange(3, dtype=np.uint64)
 
-    class Rows:
+    class Rows(Whole):
         asked = 0
 
         async def rows_for(self, batch: SampleBatch) -> Fetched:
@@ -129,7 +137,7 @@ async def test_rows_travel_with_the_chunk_that_asked_for_them_and_a_refusal_stop
     assert taken(handoff) == [None]
 
 
-class Gate:
+class Gate(Whole):
     """Holds each batch until it is let through; tells how many have come."""
 
     def __init__(self) -> None:

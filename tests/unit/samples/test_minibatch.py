@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -95,7 +97,11 @@ def places_of(batch: SampleBatch) -> list[tuple[int, int]]:
     return list(zip(batch.event_time_ms.tolist(), batch.record_time_ms.tolist()))
 
 
-def minibatches(runs: list[Run], batch_size: int) -> list[Minibatch]:
+class Decoding(Protocol):
+    def decoded(self) -> DecodedChunk: ...
+
+
+def minibatches(runs: Sequence[Decoding], batch_size: int) -> list[Minibatch]:
     """All minibatches of the runs, without regard to time."""
     minibatcher = Minibatcher(batch_size, math.inf)
     found: list[Minibatch] = []
@@ -157,6 +163,35 @@ def test_where_chunks_are_cut_makes_no_difference(
     finer = [piece for run in runs for piece in run.cut(data.draw(st.integers(0, len(run.records))))]
     one, two = minibatches(runs, batch_size), minibatches(finer, batch_size)
     assert [m.spans for m in one] == [m.spans for m in two]
+    assert [[str(b) for b in m.bad] for m in one] == [[str(b) for b in m.bad] for m in two]
+
+
+@given(streams(), st.integers(1, 6), st.integers(1, 9))
+def test_a_chunk_in_parts_is_the_chunk(runs: list[Run], batch_size: int, samples_max: int) -> None:
+    """Parts end behind whole records: none has more samples than it may, but those that are one record."""
+
+    def parts(chunk: DecodedChunk) -> list[DecodedChunk]:
+        if chunk.batch.size <= samples_max or (halves := chunk.halves()) is None:
+            return [chunk]
+        return [part for half in halves for part in parts(half)]
+
+    class Parts:
+        """A run that is decoded as one of its parts."""
+
+        def __init__(self, part: DecodedChunk) -> None:
+            self._part = part
+
+        def decoded(self) -> DecodedChunk:
+            return self._part
+
+    found = [part for run in runs for part in parts(run.decoded())]
+    for part in found:
+        assert part.batch.size <= samples_max or part.offsets[0] == part.offsets[-1]
+        assert all(part.first <= place < part.next for place in part.offsets)
+        assert all(part.first <= (bad.offset or 0) < part.next for bad in part.bad)
+    one, two = minibatches(runs, batch_size), minibatches([Parts(part) for part in found], batch_size)
+    assert [m.spans for m in one] == [m.spans for m in two]
+    assert [places_of(m.batch) for m in one] == [places_of(m.batch) for m in two]
     assert [[str(b) for b in m.bad] for m in one] == [[str(b) for b in m.bad] for m in two]
 
 

@@ -302,6 +302,27 @@ def test_an_epoch_that_somebody_waits_for_is_cut_before_it_is_due() -> None:
     assert [record.samples for record in committer.records] == [8, 8] and not progress.urgent
 
 
+@pytest.mark.parametrize(("urgent", "whole", "told"), [(True, 1, 1), (False, 1, 0), (True, 0, 0)])
+def test_a_minibatch_that_memory_cannot_hold_is_told_once(
+    caplog: pytest.LogCaptureFixture, urgent: bool, whole: int, told: int
+) -> None:
+    """Not one that is short because nothing came, nor where rows still wait for the store."""
+    progress = Progress()
+
+    def stuck() -> None:
+        progress.urgent, progress.batch = urgent, whole
+
+    # The first call has the epoch cut; what waits for room then finds that it was not enough.
+    feeding = Feeding(item(0, 4), stuck, stuck, item(4, 2), stuck, stuck, item(6, 3))
+    learner = CountingLearner()
+    trainer(learner, feeding, StillCommitter(), progress=progress, linger_ms=0).run()
+    assert learner.sizes == [4, 2, 3]
+    said = [r.message for r in caplog.records if "memory_bytes_max holds no rows for more" in r.message]
+    assert len(said) == told and all(
+        "a minibatch has 2 samples, not training.batch_size = 4" in s for s in said
+    )
+
+
 def test_spans_of_an_epoch_are_what_was_learned_in_order() -> None:
     committer = StillCommitter()
     feeding = Feeding(Item(decoded(0, 3)), Item(decoded(10, 3, partition="q")))

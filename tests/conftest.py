@@ -18,7 +18,8 @@ hypothesis.settings.load_profile("streamtrain")
 _absent: dict[str, str] = {}
 
 
-def _require(server: str, *programs: str) -> None:
+def require(server: str, *programs: str) -> None:
+    """Ends the test where a program is missing: failed on CI, skipped elsewhere."""
     if missing := missing_programs(*programs):
         _refuse(server, f"{' and '.join(missing)} not found on PATH")
 
@@ -39,7 +40,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[KafkaServer]:
     """The session's Kafka broker. Tests name their own topics; one that stops the broker starts it again."""
-    _require("Kafka", "java", "mvn")
+    require("Kafka", "java", "mvn")
     try:
         with KafkaServer() as server:
             yield server
@@ -49,7 +50,7 @@ def kafka() -> Iterator[KafkaServer]:
 
 @pytest.fixture(scope="session")
 def _session_redis() -> Iterator[RedisServer]:
-    _require("Redis", "redis-server", "redis-cli")
+    require("Redis", "redis-server", "redis-cli")
     with RedisServer() as server:
         yield server
 
@@ -65,14 +66,14 @@ def redis_server(_session_redis: RedisServer) -> RedisServer:
 @pytest.fixture
 def start_redis() -> Iterator[Callable[..., RedisServer]]:
     """Starts Redis servers of the test's own, with `RedisServer`'s arguments; all end with the test."""
-    _require("Redis", "redis-server", "redis-cli")
+    require("Redis", "redis-server", "redis-cli")
     with ExitStack() as servers:
         yield lambda *arguments, **options: servers.enter_context(RedisServer(*arguments, **options))
 
 
 @pytest.fixture(scope="session")
 def _session_redis_cluster() -> Iterator[RedisCluster]:
-    _require("Redis Cluster", "redis-server", "redis-cli")
+    require("Redis Cluster", "redis-server", "redis-cli")
     with RedisCluster() as cluster:
         yield cluster
 

@@ -1,0 +1,94 @@
+"""The units of deploy/systemd, as systemd's own tools read them: installed below a root of their own."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from streamtrain.training.settings import TrainingSettings
+from tests.conftest import require
+
+UNITS = Path(__file__).resolve().parents[2] / "deploy" / "systemd"
+# What systemd-analyze finds at most, of 10 (unsafe); below 2 it says OK, below 1 SAFE.
+EXPOSURE_MAX = {"streamtrain@clicks.service": 1.3, "streamtrain-follow@clicks.service": 0.5}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the units and the drop-in where docs/deploy.md puts them, and systemd's own units beside."""
+    require("systemd", "systemd-analyze", "systemd-sysusers")
+    root = tmp_path_factory.mktemp("root")
+    system = root / "etc/systemd/system"
+    (system / "streamtrain@.service.d").mkdir(parents=True)
+    for unit in UNITS.glob("*.service"):
+        shutil.copy(unit, system)
+        (system / unit.name.replace("@", "@clicks")).symlink_to(unit.name)
+    shutil.copy(UNITS / "failover.conf", system / "streamtrain@.service.d")
+    program = root / "opt/streamtrain/bin/streamtrain"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    shutil.copytree("/usr/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
+    return root
+
+
+def analyze(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["systemd-analyze", "--no-pager", f"--root={root}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("unit", EXPOSURE_MAX)
+def test_systemd_takes_every_line_of_a_unit(root: Path, unit: str) -> None:
+    run = analyze(root, "verify", "--man=no", "--recursive-errors=yes", unit)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_systemd_refuses_a_line_that_it_does_not_know(root: Path) -> None:
+    """The check above could fail."""
+    broken = root / "etc/systemd/system/broken.service"
+    broken.write_text(
+        (UNITS / "streamtrain@.service").read_text().replace("WatchdogSec=60", "WatchdogSec=often")
+    )
+    assert (
+        "Failed to parse sec value, ignoring: often"
+        in analyze(root, "verify", "--man=no", "broken.service").stderr
+    )
+
+
+@pytest.mark.parametrize(("unit", "bound"), EXPOSURE_MAX.items())
+def test_the_exposure_of_a_unit_stays_low(
+    root: Path, unit: str, bound: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = analyze(root, "security", "--offline=yes", f"--threshold={int(bound * 10)}", unit)
+    with capsys.disabled():
+        print(f"\n{run.stdout.strip().splitlines()[-1]}")
+    assert run.returncode == 0, run.stdout
+
+
+def test_secrets_are_credentials_and_no_unit_denies_what_compilers_need() -> None:
+    text = (UNITS / "streamtrain@.service").read_text()
+    settings = [line.partition("=")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert settings.count("LoadCredential") == 2
+    assert not {"MemoryDenyWriteExecute", "ProcSubset", "EnvironmentFile"} & set(settings)
+
+
+def test_a_stop_may_take_longer_than_the_daemon_gives_itself() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None, comment_prefixes=("#",))
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(UNITS / "streamtrain@.service")
+    assert int(unit["Service"]["TimeoutStopSec"]) > TrainingSettings().stop_timeout_s
+
+
+def test_the_user_of_the_units_is_made(root: Path) -> None:
+    run = subprocess.run(
+        ["systemd-sysusers", "--dry-run", str(UNITS / "streamtrain.sysusers.conf")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0 and "streamtrain" in run.stdout + run.stderr

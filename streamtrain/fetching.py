@@ -59,17 +59,21 @@ def make_prefetch(
     tiers: dict[str, Tier] = {}
     stored: dict[str, StoredIds] = {}
     wanted: dict[str, RowsWanted] = {}
+
+    def refill(ids: StoredIds) -> None:
+        _start_adding(log, {name: own for name, own in stored.items() if own is ids})
+
     for name, table in job.tables.items():
         if isinstance(table, TableSettings) and table.memory_bytes_max is not None:
             rows_max = rows_within(name, table, table.memory_bytes_max)
-            stored[name] = StoredIds(name, table.memory_bytes_max // STORED_IDS_SHARE)
+            stored[name] = StoredIds(name, table.memory_bytes_max // STORED_IDS_SHARE, refill)
             tiers[name] = Tier(name, rows_max, stored[name], applier, progress, metrics)
         elif progress.epoch > 0 and name not in resident:
             wanted[name] = rows_wanted(name, table, job.seed)
     if not (tiers or wanted):
         return None
     if stored:
-        threading.Thread(target=add_stored, args=(log, stored), name="stored ids", daemon=True).start()
+        _start_adding(log, stored)
     return StorePrefetch(store, applier, job.layout, wanted, progress, metrics, tiers)
 
 
@@ -90,6 +94,10 @@ def make_sweeps(
     """What brings the rows that expiry looks at; None where these are all in memory. `progress` begins at the log's head."""
     tables = swept(job.tables)
     return Sweeps(store, applier, progress, tables, progress.step, metrics) if tables else None
+
+
+def _start_adding(log: LogReader, stored: Mapping[str, StoredIds]) -> None:
+    threading.Thread(target=add_stored, args=(log, stored), name="stored ids", daemon=True).start()
 
 
 def add_stored(log: LogReader, stored: Mapping[str, StoredIds]) -> None:

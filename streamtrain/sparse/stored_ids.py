@@ -10,12 +10,18 @@ docs/initial-rows.md:
 Four bits an id are best where the filter has 6 bits for each id, and close to it from 3 bits to 12: one of 80 new ids is
 asked for at 10 bits, one of 10 at 5. A filter that is full answers yes, which costs what it would without one.
 
+Nothing can be taken out of it, and ids that expire would fill it in the end. Where it is half full, with twice the ids that it
+began with, it is begun again: how often follows from how many ids come, and each time costs what filling it at a start costs.
+
 Source: Putze, Sanders and Singler, "Cache-, hash- and space-efficient Bloom filters", WEA 2007, section 3 (blocked).
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +31,15 @@ from streamtrain.sparse.memory import as_input, reserve
 
 __all__ = ["StoredIds"]
 
+logger = logging.getLogger(__name__)
+
 BLOCK_BYTES = 64
 HASHES = 4
 AHEAD = 16
 # Adding as many takes some milliseconds, for which others wait.
 ADDED_AT_ONCE = 1 << 16
+CROWDED = 0.5
+"""Of the bits, the share that may be set before it is worth to begin again."""
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -46,22 +56,57 @@ class StoredIds:
       memory_bytes: what it takes.
     """
 
-    def __init__(self, name: str, memory_bytes: int) -> None:
-        """Args: name: the table's; memory_bytes: bound. Raises: ConfigError where there is no address space for it."""
-        blocks = max(memory_bytes // BLOCK_BYTES, 1)
-        self.memory_bytes, self.complete = blocks * BLOCK_BYTES, False
-        self._blocks = reserve(
-            (blocks, BLOCK_BYTES // 8), np.uint64, f"table {name!r}, ids that the store may have,"
-        )
+    def __init__(
+        self, name: str, memory_bytes: int, refill: Callable[[StoredIds], None] | None = None
+    ) -> None:
+        """Begins empty.
+
+        Args:
+          name: the table's.
+          memory_bytes: bound.
+          refill: sees to it that all ids which the store has are added, and that the set is complete then. None: it is never
+            begun again.
+
+        Raises:
+          ConfigError: there is no address space for it.
+        """
+        self._name, self._refill = name, refill
+        self._count = max(memory_bytes // BLOCK_BYTES, 1)
+        self.memory_bytes = self._count * BLOCK_BYTES
         # Setting a bit reads its word before: two threads that did it at once would lose bits.
         self._adding = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        with self._adding:
+            self.complete, self._began_with, self._bits_set = False, math.nan, 0
+            self._blocks = reserve(
+                (self._count, BLOCK_BYTES // 8),
+                np.uint64,
+                f"table {self._name!r}, ids that the store may have,",
+            )
 
     def add(self, ids: NDArray[np.uint64]) -> None:
         """Adds ids (`[N]` uint64)."""
         ids = as_input(ids, np.uint64)
         for start in range(0, len(ids), ADDED_AT_ONCE):
             with self._adding:
-                add(ids[start : start + ADDED_AT_ONCE], self._blocks)
+                self._bits_set += add(ids[start : start + ADDED_AT_ONCE], self._blocks)
+
+    def renew(self) -> None:
+        """Begins again where enough of the ids may be of no use any more; for the thread that calls `may_hold`, when the
+        store has every id that was added."""
+        if self._refill is None or not self.complete:
+            return
+        bits = 8 * self.memory_bytes
+        # That so many bits are set is to be expected of so many distinct ids.
+        ids = -bits / HASHES * math.log1p(-min(self._bits_set, bits - 1) / bits)
+        if math.isnan(self._began_with):
+            self._began_with = ids
+        if self._bits_set > CROWDED * bits and ids > 2 * self._began_with:
+            logger.info("table %s: the ids that the store has are read from the log again", self._name)
+            self._begin()
+            self._refill(self)
 
     def may_hold(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which ids (`[N]` bool) may have been added; of the others it is certain that they were not."""
@@ -85,22 +130,26 @@ def block_of(hash: np.uint64, blocks: int) -> np.int64:
 
 
 @kernel
-def add(ids: NDArray[np.uint64], filter: NDArray[np.uint64]) -> None:
-    """Sets the bits of ids.
+def add(ids: NDArray[np.uint64], filter: NDArray[np.uint64]) -> int:
+    """Sets the bits of ids; returns how many were not set before.
 
     Args:
       ids: `[N]` uint64, read-only.
       filter: `[B, 8]` uint64, B below 2^32; mutated.
     """
-    blocks = filter.shape[0]
+    blocks, fresh = filter.shape[0], 0
     for i in range(ids.size):
         prefetch(filter, block_of(mix(ids[min(i + AHEAD, ids.size - 1)] + GAMMA), blocks), 0)
         hash = mix(ids[i] + GAMMA)
         block, places = filter[block_of(hash, blocks)], mix(hash + GAMMA)
         for _ in range(HASHES):
             place = places & BITS
-            block[np.int64(place >> S6)] |= ONE << (place & BITS_OF_WORD)
+            word, bit = np.int64(place >> S6), ONE << (place & BITS_OF_WORD)
+            if block[word] & bit == np.uint64(0):
+                block[word] |= bit
+                fresh += 1
             places >>= S9
+    return fresh
 
 
 @kernel

@@ -94,6 +94,8 @@ class Tier:
         gone = np.concatenate(evicted)
         self._metrics.tier_evicted.labels(self._table).inc(len(gone))
         self._stored.add(gone)
+        # What was let go of is in the log: it would not be if the store had not applied it.
+        self._stored.renew()
         return new[self._stored.may_hold(new)], gone
 
     async def _evict(self, wanted: int) -> NDArray[np.uint64]:

@@ -31,13 +31,14 @@ from streamtrain.samples.decoded import DecodedChunk
 from streamtrain.samples.minibatch import Minibatch, Minibatcher
 from streamtrain.samples.positions import LeavesLearned
 from streamtrain.samples.schema import Schema
+from streamtrain.sparse import stored_ids as stored_ids_module
 from streamtrain.sparse.cold import AHEAD_STEPS
 from streamtrain.sparse.dynamic import DynamicTable
 from streamtrain.sparse.lifecycle_settings import CountAdmission, Decay, Expiry
 from streamtrain.sparse.residents import COUNT_MAX, Residents, rows_within
 from streamtrain.sparse.settings import TableSettings
 from streamtrain.sparse.stored_ids import StoredIds
-from streamtrain.sparse.turns import tags_of
+from streamtrain.sparse.turns import tickets_of
 from streamtrain.sparse.unite import Uniter
 from streamtrain.store import sweeps as sweeps_module
 from streamtrain.store.applier import StoreStatus
@@ -203,12 +204,12 @@ class Store:
         return found, _joined(parts)
 
     async def scan(
-        self, table: str, tags: tuple[int, int], unused: Unused | None, epoch_min: int
+        self, table: str, tickets: tuple[int, int], unused: Unused | None, epoch_min: int
     ) -> TableRows:
         await asyncio.sleep(0)
         if self.epoch < epoch_min:
             raise StoreBehind(f"at {self.epoch}, not {epoch_min}")
-        rows = _joined([row for row in self.rows.values() if tags[0] <= tags_of(row.ids)[0] < tags[1]])
+        rows = _joined([row for row in self.rows.values() if tickets[0] <= tickets_of(row.ids)[0] < tickets[1]])
         return rows if unused is None else _taken(rows, np.flatnonzero(unused.among(rows.last_steps)))
 
     async def repair(self, epoch: int) -> int:
@@ -247,6 +248,7 @@ class World:
     log: list[Epoch] = field(default_factory=list)
     evicted: int = 0
     parts: int = 0
+    refills: int = 0
     lingered: int = 0
 
     def start(self, store: Store) -> None:
@@ -258,10 +260,8 @@ class World:
         self.minibatcher = Minibatcher(self.batch_size, math.inf)
         self.progress = Progress(len(self.log), self.learning.step)
         # So small that some new ids are asked for all the same.
-        stored = StoredIds("t", 64)
-        for epoch in self.log:
-            stored.add(epoch.rows.ids)
-        stored.complete = True
+        stored = StoredIds("t", 64, self._refill)
+        self._refill(stored)
         tier = Tier("t", ROWS_MAX, stored, store, self.progress, Metrics())
         applier: Any = store
         self.prefetch = StorePrefetch(applier, applier, LAYOUT, {}, self.progress, Metrics(), {"t": tier})
@@ -274,6 +274,17 @@ class World:
         self.queue: deque[tuple[DecodedChunk, Fetched]] = deque()
         self.feeding: asyncio.Task[None] | None = None
         self.taken, self.waiting = 0, deque[int]()
+
+    def _refill(self, stored: StoredIds) -> None:
+        """As from a base: ids that expired are in it no more."""
+        held: dict[int, None] = {}
+        for epoch in self.log:
+            for id_ in epoch.rows.tombstones.tolist():
+                held.pop(id_, None)
+            held |= dict.fromkeys(epoch.rows.ids.tolist())
+        stored.add(np.array([*held], np.uint64))
+        stored.complete = True
+        self.refills += 1
 
     @property
     def records(self) -> list[Record]:
@@ -434,13 +445,17 @@ RECORDS = st.lists(st.integers(1, 30), min_size=1, max_size=3)
     actions=st.lists(st.sampled_from([*ACTIONS * 4, "linger", "lose", "crash"]), max_size=120),
     ahead=st.sampled_from([1, 4, AHEAD_STEPS]),
     batch_size=st.sampled_from([1, 2, 3, 4, 20]),
+    crowded=st.sampled_from([0.02, 0.1, 0.5]),
 )
 def test_the_log_is_that_of_a_table_which_holds_all_rows(
-    rule: str, chunks: list[list[Record]], actions: list[str], ahead: int, batch_size: int
+    rule: str, chunks: list[list[Record]], actions: list[str], ahead: int, batch_size: int, crowded: float
 ) -> None:
     table = TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100, **RULES[rule])
     world = World(table, chunks, batch_size)
-    with patch.object(sweeps_module, "AHEAD_STEPS", ahead):
+    with (
+        patch.object(sweeps_module, "AHEAD_STEPS", ahead),
+        patch.object(stored_ids_module, "CROWDED", crowded),
+    ):
         asyncio.run(world.run(actions))
     world.check()
     # What waits for its minibatch, what is in memory because of it, and the next part have room together.
@@ -451,8 +466,9 @@ def test_the_worlds_of_these_tests_do_evict_rows_split_chunks_and_bring_rows_bac
     random = np.random.default_rng(0)
     chunks = [[random.integers(1, 30, 2).tolist() for _ in range(6)] for _ in range(30)]
     world = World(TableSettings(dim=2, memory_bytes_max=1 << 20, rows_max=100), chunks)
-    asyncio.run(world.run(random.choice(ACTIONS, 500).tolist()))
-    assert world.evicted > 100 and world.parts > 2 * len(chunks)
+    with patch.object(stored_ids_module, "CROWDED", 0.02):
+        asyncio.run(world.run(random.choice(ACTIONS, 500).tolist()))
+    assert world.evicted > 100 and world.parts > 2 * len(chunks) and world.refills > 1
     world.check()
 
 

@@ -51,6 +51,40 @@ def test_until_it_is_complete_every_id_may_be_stored() -> None:
     assert not complete(stored).may_hold(np.arange(5, dtype=np.uint64)).any()
 
 
+def test_a_set_that_fills_with_what_expired_begins_again_and_denies_it_then() -> None:
+    random = np.random.default_rng(0)
+    live, gone = random.integers(0, 2**64, (2, 20_000), np.uint64)
+    asked: list[StoredIds] = []
+    stored = StoredIds("t", 1 << 12, asked.append)
+    stored.add(live[:100])
+    stored.renew()
+    complete(stored).renew()
+    for ids in np.split(gone, 100):
+        stored.add(ids)
+        stored.renew()
+        if asked:
+            break
+    assert asked == [stored] and not stored.complete
+    assert stored.may_hold(gone).all(), "until it is filled, all may be there"
+    stored.add(live[:100])
+    complete(stored)
+    assert stored.may_hold(live[:100]).all() and stored.may_hold(gone).mean() < 0.01
+
+
+def test_a_set_that_is_full_of_what_is_stored_begins_again_only_when_twice_as_many_have_come() -> None:
+    ids = np.random.default_rng(0).integers(0, 2**64, 20_000, np.uint64)
+    asked: list[StoredIds] = []
+    stored = StoredIds("t", 1 << 12, asked.append)
+    stored.add(ids[:8000])
+    complete(stored).renew()
+    stored.add(ids[:15_000])
+    stored.renew()
+    assert not asked and stored.complete
+    stored.add(ids[15_000:])
+    stored.renew()
+    assert asked == [stored]
+
+
 def test_threads_that_add_at_once_lose_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_ids, "ADDED_AT_ONCE", 16)
     stored = complete(StoredIds("t", 1 << 12))

@@ -207,6 +207,10 @@ def _epoch(log: LogReader, epoch: int | None) -> int:
     head = log.head()
     if head is None:
         raise EpochMissing(f"{log.path} is empty: there is nothing to migrate, begin a new model")
+    if epoch is not None and not 0 <= epoch <= head:
+        epochs = log.epochs()
+        kept = f"epochs {epochs[0]} to {head}" if epochs else f"a base of epoch {head} alone"
+        raise EpochMissing(f"{log.path} has no epoch {epoch}; it has {kept}: choose one of these (--epoch)")
     return head if epoch is None else epoch
 
 

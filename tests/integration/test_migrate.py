@@ -161,6 +161,11 @@ def test_an_epoch_of_which_only_a_base_is_left_is_refused_for_its_positions_name
     job = load_job(new_config(tmp_path))
     with pytest.raises(EpochMissing, match=f"migrate from epoch {base} or a later one"):
         plan(job, log, first)
+    for missing in (-1, base + 1):
+        with pytest.raises(
+            EpochMissing, match=f"has no epoch {missing}; it has epochs {base} to {base}: choose"
+        ):
+            plan(job, log, missing)
     assert plan(job, log, base).record.notes == log.read(base).notes
 
 

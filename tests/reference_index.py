@@ -7,12 +7,18 @@ import numpy as np
 from streamtrain.sparse.index import SLOTS_MIN, Index
 from streamtrain.sparse.turns import rows_in_turn
 
-__all__ = ["assert_all_have_their_turn", "assert_in_order", "home", "tag"]
+__all__ = ["assert_all_have_their_turn", "assert_in_order", "home", "tag", "ticket"]
 
 
 def tag(id: int) -> int:
     """The upper half of the mixed id."""
     return ((id ^ id >> 32) * 0x9E3779B97F4A7C15 & 2**64 - 1) >> 32
+
+
+def ticket(id: int) -> int:
+    """The tag with its upper 16 bits the other way round, as text is turned round."""
+    bits = f"{tag(id):032b}"
+    return int(bits[15::-1] + bits[16:], 2)
 
 
 def home(id: int, bits: int, split: int) -> int:
@@ -41,8 +47,8 @@ def assert_in_order(index: Index) -> None:
 
 
 def assert_all_have_their_turn(index: Index, ids: set[int], every: int) -> None:
-    """In `every` steps each id comes once, in the step that its tag says, by tag and id."""
+    """In `every` steps each id comes once, in the step that its ticket says, by ticket and id."""
     for step in range(every):
         first, end = step * 2**32 // every, (step + 1) * 2**32 // every
-        due = sorted((tag(id), id) for id in ids if first <= tag(id) < end)
+        due = sorted((ticket(id), id) for id in ids if first <= ticket(id) < end)
         assert index.row_ids[rows_in_turn(index, step, every)].tolist() == [id for _, id in due]

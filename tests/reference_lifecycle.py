@@ -15,7 +15,8 @@ from streamtrain.sparse.lifecycle_settings import (
     ProbabilityAdmission,
 )
 from streamtrain.sparse.settings import Adam, TableSettings
-from tests.reference_sparse import GAMMA, MASK, Row, initial_weights, learn, mix, new_row
+from tests.reference_index import ticket
+from tests.reference_sparse import GAMMA, Row, initial_weights, learn, mix, new_row
 
 f32 = np.float32
 
@@ -30,10 +31,6 @@ def shared_vector(settings: TableSettings, seed: int, table: str) -> np.ndarray:
         return np.zeros(settings.dim, f32)
     other = mix(table_key(seed, table) + GAMMA)
     return initial_weights(settings.init, seed, table, 0, settings.dim, key_of_table=other)
-
-
-def tag(id: int) -> int:
-    return ((id ^ id >> 32) * 0x9E3779B97F4A7C15 & MASK) >> 32
 
 
 def in_turn(number: int, size: int, step: int, every: int) -> bool:
@@ -68,9 +65,9 @@ class Counts:
             if len(new) <= room or not self.held:
                 break
             shares = shares or max(1, min(32, len(self.held) // (2 * (len(new) - room))))
-            first = (2654435769 * step % 2**32 // 2**16) * shares // 2**16
+            first = (2654435769 * step % 2**32) * shares // 2**32
             for share in range(halved, max(1, 2 * halved)):
-                self.halve([id for id in self.held if in_turn(tag(id) % 2**16, 2**16, first + share, shares)])
+                self.halve([id for id in self.held if in_turn(ticket(id), 2**32, first + share, shares)])
             halved = max(1, 2 * halved)
         for id in admitted:
             self.held.pop(id, None)
@@ -87,7 +84,7 @@ class Counts:
 
     def end(self, step: int) -> None:
         if every := self.settings.halve_every_steps:
-            self.halve([id for id in self.held if in_turn(tag(id), 2**32, step, every)])
+            self.halve([id for id in self.held if in_turn(ticket(id), 2**32, step, every)])
 
     def state(self) -> dict[int, bytes]:
         return {id: count.to_bytes(4, "little") for id, count in self.held.items()}
@@ -221,8 +218,8 @@ class ReferenceTable:
         expiry = self.settings.expiry
         if expiry is None:
             return
-        turn = [id for id in self.rows if in_turn(tag(id), 2**32, step, expiry.sweep_steps)]
-        for id in sorted(turn, key=lambda id: (tag(id), id)):
+        turn = [id for id in self.rows if in_turn(ticket(id), 2**32, step, expiry.sweep_steps)]
+        for id in sorted(turn, key=lambda id: (ticket(id), id)):
             row = self.rows[id]
             age = (step - row.last_step) % 2**32
             norm = sum(float(w) ** 2 for w in self.faded(row, step).weights)

@@ -10,19 +10,16 @@ from numpy.typing import NDArray
 from streamtrain.errors import ConfigError
 from streamtrain.log.record import FilterRows
 from streamtrain.sparse.index import Index
-from streamtrain.sparse.jit import kernel
 from streamtrain.sparse.lifecycle_settings import CountAdmission
 from streamtrain.sparse.memory import reserve
-from streamtrain.sparse.turns import TAGS, rows_in_turn, share_of
+from streamtrain.sparse.turns import TICKETS, rows_between, rows_in_turn, share_of
 from streamtrain.sparse.unite import distinct
 
 __all__ = ["ExactAdmission", "TouchedIds"]
 
 COUNT_MAX = 2**32 - 1
 GOLDEN = 0x9E3779B9  # 2^32 / golden ratio, odd
-LOW_TAGS, LOW_BITS = 1 << 16, np.uint64(0xFFFF)
-HALF, LOW, EMPTY = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(0)
-# All slots are looked at for one share: as seldom as this, and no pause is long.
+# So that one makes room that lasts.
 SHARES_MAX = 32
 COUNT_BYTES = 4
 NO_IDS = np.empty(0, np.uint64)
@@ -34,10 +31,8 @@ class ExactAdmission:
     An id that has come c times and occurs o times now is admitted where c + o >= threshold, and forgotten; else it is
     remembered with c + o, up to 2^32 - 1. Where m new ids of a minibatch find no room, counts are halved, and those at 0
     forgotten, a share of the n ids after the other until they do: one share of S = max(1, min(32, floor(n / 2 m))), then as
-    many again as were halved, and so on. An id is in share floor(v S / 2^16), v the lower 16 bits of its tag
-    (sparse/probing.py): ids that go leave gaps all over the index, where ids of one run of tags would leave crowds beside
-    them. The first share is the one of v = floor((2654435769 * step mod 2^32) / 2^16), so that all have their turn evenly
-    (Knuth, TAOCP 3, section 6.4, theorem S). If nothing is left to forget, the first `ids_max` of the new ids are counted
+    many again as were halved, and so on. An id is in share floor(t S / 2^32), t its ticket (sparse/turns.py). The first share
+    is the one of t = 2654435769 * step mod 2^32, so that all have their turn evenly (Knuth, TAOCP 3, section 6.4, theorem S). If nothing is left to forget, the first `ids_max` of the new ids are counted
     and the others not.
     """
 
@@ -52,7 +47,7 @@ class ExactAdmission:
         # What `undo` puts back: ids with what they counted before the step, 0 where they were not there.
         self._journal: list[tuple[NDArray[np.uint64], NDArray[np.uint32]]] = []
         self._halvings, self._halvings_before = 0, 0
-        self._share(0, 1)  # Compiles its kernel here, not when samples wait.
+        rows_in_turn(self._index, 0, 1)  # Compiles its kernel here, not when samples wait.
 
     @property
     def memory_bytes(self) -> int:
@@ -72,7 +67,7 @@ class ExactAdmission:
             shares = shares or max(1, min(SHARES_MAX, len(self._index) // (2 * int(lacking))))
             first = share_in_turn(shares, step)
             for share in range(halved, max(1, 2 * halved)):
-                self._halve(self._share(first + share, shares))
+                self._halve(rows_between(self._index, *share_of(TICKETS, first + share, shares)))
             halved = max(1, 2 * halved)
             self._halvings += 1
         counted = ~admitted
@@ -139,12 +134,6 @@ class ExactAdmission:
         self._write(ids[counts == 0], None)
         self._write(ids[counts > 0], counts[counts > 0])
 
-    def _share(self, turn: int, shares: int) -> NDArray[np.int32]:
-        """The rows (`[N]` int32) of one share of all ids, in no particular order."""
-        first, end = share_of(LOW_TAGS, turn, shares)
-        rows = np.empty(len(self._index), np.int32)
-        return rows[: rows_in_share(self._index.entries, len(rows), np.uint64(first), np.uint64(end), rows)]
-
     def _write(self, ids: NDArray[np.uint64], counts: NDArray[np.uint32] | None) -> None:
         """Sets counts, or forgets the ids; notes what they were."""
         self._journal.append((ids, self._get(ids)))
@@ -163,33 +152,8 @@ class ExactAdmission:
 
 
 def share_in_turn(shares: int, step: int) -> int:
-    """Which of the shares of all tags is the first to be halved at `step`."""
-    return (step * GOLDEN % TAGS >> 16) * shares // LOW_TAGS
-
-
-@kernel
-def rows_in_share(
-    slots: NDArray[np.uint64], live: int, first: np.uint64, end: np.uint64, rows: NDArray[np.int32]
-) -> int:
-    """Finds the rows whose ids have a tag with lower 16 bits in [first, end).
-
-    Args:
-      slots: of an index with `live` ids; see `probing`.
-      rows: `[live]` int32; its first are overwritten with them.
-
-    Returns:
-      How many there are.
-    """
-    count = seen = at = 0
-    while seen < live:
-        entry = slots[at]
-        at += 1
-        if entry != EMPTY:
-            seen += 1
-            if first <= (entry >> HALF) & LOW_BITS < end:
-                rows[count] = np.int64(entry & LOW) - 1
-                count += 1
-    return count
+    """Which of the shares of all tickets is the first to be halved at `step`."""
+    return step * GOLDEN % TICKETS * shares // TICKETS
 
 
 class TouchedIds:

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
-from streamtrain.sparse.turns import tags_of
+from streamtrain.sparse.turns import tickets_of
 from streamtrain.store.packing import ID_BYTES, value_dtype
 
 __all__ = ["KEY_BYTES", "key_of", "keys_of", "pack", "unpack"]
 
-# Tags first, so that a part of their space lies together: ids in the order in which sweeps look at them (sparse/turns.py).
-_KEY = np.dtype([("tag", ">u4"), ("id", ">u8")])
+# Tickets first, so that a part of their space lies together: ids in the order in which sweeps look at them (sparse/turns.py).
+_KEY = np.dtype([("ticket", ">u4"), ("id", ">u8")])
 KEY_BYTES = _KEY.itemsize
 _GOLDEN = 0x9E3779B1  # 2^32 / golden ratio, odd
 
@@ -22,20 +22,20 @@ _GOLDEN = 0x9E3779B1  # 2^32 / golden ratio, odd
 def keys_of(ids: NDArray[np.uint64]) -> list[bytes]:
     """The key of each id."""
     keys = np.empty(len(ids), _KEY)
-    keys["tag"], keys["id"] = tags_of(ids), ids
+    keys["ticket"], keys["id"] = tickets_of(ids), ids
     found: list[bytes] = keys.view(f"V{KEY_BYTES}").tolist()
     return found
 
 
-def key_of(tag: int) -> bytes:
-    """What no key of an id with this tag, or a larger one, is less than; for 2^32, no key at all."""
-    return tag.to_bytes(4, "big") if tag < 1 << 32 else b"\xff" * (KEY_BYTES + 1)
+def key_of(ticket: int) -> bytes:
+    """What no key of an id with this ticket, or a larger one, is less than; for 2^32, no key at all."""
+    return ticket.to_bytes(4, "big") if ticket < 1 << 32 else b"\xff" * (KEY_BYTES + 1)
 
 
 def pack(rows: TableRows, part: slice) -> Iterator[tuple[bytes, bytes]]:
     """Key and value of each row in `part`, in the order of keys."""
     ids = np.array(rows.ids[part], np.uint64)
-    order = np.lexsort((ids, tags_of(ids)))
+    order = np.lexsort((ids, tickets_of(ids)))
     packed = np.empty(len(ids), _packed(rows.weights.shape[1], rows.slots.shape[1]))
     packed["id"] = ids
     value = packed["value"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import StoreBehind, StoreRefused
 from streamtrain.log.record import EpochRecord, TableRows
-from streamtrain.sparse.turns import tags_of
+from streamtrain.sparse.turns import tickets_of
 from streamtrain.store.lmdb_file import LmdbFile
 from streamtrain.store.lmdb_packing import key_of, keys_of, pack, unpack
 from streamtrain.store.packing import unpack_values
@@ -24,6 +24,7 @@ from streamtrain.store.store import StoreDescription, Unused
 
 __all__ = ["LmdbRows"]
 
+_KEYS = b"tickets"  # What keys begin with. A file that does not say so is of a version whose keys lay in another order.
 _ROWS_MAX = 1 << 16  # rows that exist as Python objects at once
 _SCANNED_MAX = 1 << 12
 """Rows that are read in order at once, which takes a few milliseconds."""
@@ -105,7 +106,7 @@ class LmdbRows:
     ) -> tuple[NDArray[np.bool_], TableRows]:
         """As `Store.pull`, from one snapshot."""
         asked, inverse = np.unique(ids, return_inverse=True)
-        order = np.argsort(tags_of(asked), kind="stable")
+        order = np.argsort(tickets_of(asked), kind="stable")
         asked, place = asked[order], np.argsort(order)[inverse]
         with self._file.reading() as txn:
             epoch = self._epoch(txn)
@@ -125,7 +126,7 @@ class LmdbRows:
     def scan(
         self, table: str, key: bytes, end: int, unused: Unused | None, epoch_min: int
     ) -> tuple[TableRows, bytes | None]:
-        """A piece of what `Store.scan` reads: from `key` on, below tag `end`; and the key of the next one, or None."""
+        """A piece of what `Store.scan` reads: from `key` on, below ticket `end`; and the key of the next one, or None."""
         with self._file.reading() as txn:
             epoch = self._epoch(txn)
             if epoch is None or epoch < epoch_min:
@@ -169,6 +170,8 @@ class LmdbRows:
                 f"the store at {self._folder} was filled as {filled.decode(errors='replace')}, but this configuration says "
                 f"{self._opened.text()}; bring back the old settings, or {self.removal}"
             )
+        if held is None:
+            txn.put(b"keys", _KEYS)
         txn.put(b"model_id", self._opened.model_id.encode())
         txn.put(b"description", self._opened.text().encode())
 
@@ -179,6 +182,8 @@ class LmdbRows:
         held = txn.get(b"epoch")
         if held is None:
             return None
+        if txn.get(b"keys") != _KEYS:
+            raise self._file.damaged("its keys are those of another version")
         for name, db in self._file.tables.items():
             rows = txn.stat(db)["entries"]
             if txn.get(f"rows:{name}:count".encode()) != b"%d" % rows:

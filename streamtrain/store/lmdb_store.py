@@ -85,13 +85,13 @@ class LmdbStore:
         return await self._run(self._reader, lambda: self._held[0].pull(table, ids, epoch_min))
 
     async def scan(
-        self, table: str, tags: tuple[int, int], unused: Unused | None, epoch_min: int
+        self, table: str, tickets: tuple[int, int], unused: Unused | None, epoch_min: int
     ) -> TableRows:
         parts: list[TableRows] = []
-        key: bytes | None = key_of(tags[0])
+        key: bytes | None = key_of(tickets[0])
         while key is not None:
             # One piece at a time: what a chunk waits for comes in between.
-            piece = partial(self._held[0].scan, table, key, tags[1], unused, epoch_min)
+            piece = partial(self._held[0].scan, table, key, tickets[1], unused, epoch_min)
             rows, key = await self._run(self._reader, piece)
             parts.append(rows)
         return joined(parts)

@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
-from streamtrain.sparse.turns import tags_of
+from streamtrain.sparse.turns import tickets_of
 
 __all__ = [
     "BYTES_MAX",
     "ID_BYTES",
     "ROWS_MAX",
-    "TAG_BYTES",
+    "TICKET_BYTES",
     "Grouped",
     "group",
     "pack_rows",
-    "pack_tags",
+    "pack_tickets",
     "shard_of",
     "unpack_values",
     "value_dtype",
@@ -35,7 +35,7 @@ _HALF = np.uint64(32)
 ROWS_MAX, BYTES_MAX = 2048, 1 << 20
 """Bounds on one call, so that a script holds the single-threaded server for a few milliseconds at most."""
 
-ID_BYTES, TAG_BYTES = 8, 4
+ID_BYTES, TICKET_BYTES = 8, 4
 
 
 def shard_of(ids: NDArray[np.uint64], shards: int) -> NDArray[np.uint16]:
@@ -91,9 +91,9 @@ def pack_rows(rows: TableRows, index: NDArray[np.int64]) -> bytes:
     return packed.tobytes()
 
 
-def pack_tags(ids: NDArray[np.uint64]) -> bytes:
-    """The tags of ids, 4 bytes each, as strings in their order."""
-    return tags_of(ids).astype(">u4").tobytes()
+def pack_tickets(ids: NDArray[np.uint64]) -> bytes:
+    """The tickets of ids, 4 bytes each, as strings in their order."""
+    return tickets_of(ids).astype(">u4").tobytes()
 
 
 def unpack_values(ids: NDArray[np.uint64], values: NDArray[np.void]) -> TableRows:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
 from streamtrain.log.record import EpochRecord, TableRows
-from streamtrain.sparse.turns import TAGS
+from streamtrain.sparse.turns import TICKETS
 from streamtrain.store.checks import check_servers, memory
 from streamtrain.store.node import Argument
-from streamtrain.store.packing import BYTES_MAX, ROWS_MAX, TAG_BYTES, group, unpack_values, value_dtype
+from streamtrain.store.packing import BYTES_MAX, ROWS_MAX, TICKET_BYTES, group, unpack_values, value_dtype
 from streamtrain.store.router import Router
 from streamtrain.store.scripts import APPLY, BEGIN, CLAIM, PULL, SCAN, STATE, Script
 from streamtrain.store.settings import StoreSettings
@@ -108,15 +108,15 @@ class RedisStore:
         return found, unpack_values(ids[found], values[found])
 
     async def scan(
-        self, table: str, tags: tuple[int, int], unused: Unused | None, epoch_min: int
+        self, table: str, tickets: tuple[int, int], unused: Unused | None, epoch_min: int
     ) -> TableRows:
         value = value_dtype(*self._opened.tables[table])
         count = max(1, min(ROWS_MAX, BYTES_MAX // value.itemsize))
-        end = b"+" if tags[1] == TAGS else b"(" + tags[1].to_bytes(TAG_BYTES, "big")
+        end = b"+" if tickets[1] == TICKETS else b"(" + tickets[1].to_bytes(TICKET_BYTES, "big")
         which = (b"-", b"-") if unused is None else (unused.step, unused.steps)
 
         async def scan_shard(shard: int) -> tuple[bytes, bytes]:
-            ids, values, start = [], [], b"[" + tags[0].to_bytes(TAG_BYTES, "big")
+            ids, values, start = [], [], b"[" + tickets[0].to_bytes(TICKET_BYTES, "big")
             while start != b"(":
                 answer = await self._read(
                     SCAN, shard, table, epoch_min, value.itemsize, start, end, count, *which

@@ -12,11 +12,11 @@ from streamtrain.store.packing import (
     BYTES_MAX,
     ID_BYTES,
     ROWS_MAX,
-    TAG_BYTES,
+    TICKET_BYTES,
     Grouped,
     group,
     pack_rows,
-    pack_tags,
+    pack_tickets,
     value_dtype,
 )
 from streamtrain.store.store import StoreDescription
@@ -86,13 +86,13 @@ class Shares:
         sizes: dict[Kind, tuple[int, int]] = {}
         for kind, grouped in self._grouped.items():
             value_bytes = self._values[kind[0]] if kind[1] == "rows" else 0
-            tag_bytes = TAG_BYTES if kind[0] in self._scanned else 0
-            sizes[kind] = (len(grouped.shard(shard)), ID_BYTES + value_bytes + tag_bytes)
+            ticket_bytes = TICKET_BYTES if kind[0] in self._scanned else 0
+            sizes[kind] = (len(grouped.shard(shard)), ID_BYTES + value_bytes + ticket_bytes)
         return plan(sizes, ROWS_MAX, BYTES_MAX)
 
     def arguments(self, shard: int, part: Part) -> list[int | bytes]:
         """What `apply.lua` takes for each table, in the order of their names: value bytes, rows, tombstones,
-        tags of both.
+        tickets of both.
 
         May read from disk, where the record lies in a mapped file.
         """
@@ -103,10 +103,10 @@ class Shares:
                 for what in ("rows", "tombstones")
             )
             removed = rows.tombstones[gone].astype("<u8", copy=False).tobytes()
-            tags = b"-"
+            tickets = b"-"
             if name in self._scanned:
-                tags = pack_tags(np.concatenate([rows.ids[kept], rows.tombstones[gone]]))
-            arguments += [self._values[name], pack_rows(rows, kept), removed, tags]
+                tickets = pack_tickets(np.concatenate([rows.ids[kept], rows.tombstones[gone]]))
+            arguments += [self._values[name], pack_rows(rows, kept), removed, tickets]
         return arguments
 
 

@@ -154,16 +154,16 @@ class Store(Protocol):
         ...
 
     async def scan(
-        self, table: str, tags: tuple[int, int], unused: Unused | None, epoch_min: int
+        self, table: str, tickets: tuple[int, int], unused: Unused | None, epoch_min: int
     ) -> TableRows:
-        """Reads the rows whose ids lie in a part of the space of tags.
+        """Reads the rows whose ids lie in a part of the space of tickets.
 
         An epoch that is applied meanwhile may be in the answer in part: each row, by itself, is that of the epoch of some
         moment of the call.
 
         Args:
           table: one of `StoreDescription.scanned`.
-          tags: (first, end), 0 <= first <= end <= 2^32; see `tags_of` in `sparse/turns.py`.
+          tickets: (first, end), 0 <= first <= end <= 2^32; see `tickets_of` in `sparse/turns.py`.
           unused: leave others out.
           epoch_min: as `pull`.
 

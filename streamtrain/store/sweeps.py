@@ -13,7 +13,7 @@ from streamtrain.log.record import TableRows
 from streamtrain.metrics import Metrics
 from streamtrain.sparse.cold import AHEAD_STEPS, taken
 from streamtrain.sparse.lifecycle_settings import Expiry
-from streamtrain.sparse.turns import tags_in_turn, until_turn
+from streamtrain.sparse.turns import tickets_in_turn, until_turn
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.patience import Patience
 from streamtrain.store.progress import Progress
@@ -129,10 +129,13 @@ class Sweeps:
         shares: list[TableRows] = []
         while first + len(shares) < end:
             start = first + len(shares)
-            # The tags of steps are neighbours until the last share, behind which the first follows.
+            # The tickets of steps are neighbours until the last share, behind which the first follows.
             stop = min(end, start + expiry.sweep_steps - start % expiry.sweep_steps)
-            tags = tags_in_turn(start, expiry.sweep_steps)[0], tags_in_turn(stop - 1, expiry.sweep_steps)[1]
-            scan = partial(self._store.scan, table, tags, _unused(expiry, stop - 1))
+            tickets = (
+                tickets_in_turn(start, expiry.sweep_steps)[0],
+                tickets_in_turn(stop - 1, expiry.sweep_steps)[1],
+            )
+            scan = partial(self._store.scan, table, tickets, _unused(expiry, stop - 1))
             rows = await self._patience.insist(scan)
             self._metrics.tier_swept.labels(table).inc(len(rows.ids))
             turns = until_turn(rows.ids, start, expiry.sweep_steps)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
-from streamtrain.sparse.turns import tags_of
+from streamtrain.sparse.turns import tickets_of
 from streamtrain.store import Store, StoreDescription, StoreSettings, open_store
 from streamtrain.store.store import Unused
 from tests.reference_store import DIMS, DictRows, as_dict, random_record, record_of, rows_of
@@ -144,9 +144,9 @@ async def test_more_rows_than_a_call_takes_go_in_several(opened: Opener) -> None
     assert np.array_equal(found, rows.ids < 9_000)
 
 
-def in_tags(rows: dict[int, tuple[bytes, ...]], first: int, end: int) -> dict[int, tuple[bytes, ...]]:
+def in_tickets(rows: dict[int, tuple[bytes, ...]], first: int, end: int) -> dict[int, tuple[bytes, ...]]:
     return {
-        id_: row for id_, row in rows.items() if first <= int(tags_of(np.array([id_], np.uint64))[0]) < end
+        id_: row for id_, row in rows.items() if first <= int(tickets_of(np.array([id_], np.uint64))[0]) < end
     }
 
 
@@ -161,10 +161,10 @@ async def test_a_scan_answers_what_lies_in_a_part_of_the_tags_whatever_was_appli
     for epoch in range(1, 5):
         await store.apply(random_record(epoch, rows=40))
         oracle.write(random_record(epoch, rows=40))
-        for tags in [(0, 2**32), (0, 2**30), (2**30, 2**32 - 1), (2**31, 2**31), (2**32 - 2**28, 2**32)]:
-            rows = await store.scan("items", tags, None, epoch)
+        for tickets in [(0, 2**32), (0, 2**30), (2**30, 2**32 - 1), (2**31, 2**31), (2**32 - 2**28, 2**32)]:
+            rows = await store.scan("items", tickets, None, epoch)
             assert len(np.unique(rows.ids)) == len(rows.ids)
-            assert as_dict(rows) == in_tags(oracle.rows["items"], *tags)
+            assert as_dict(rows) == in_tickets(oracle.rows["items"], *tickets)
     with pytest.raises(StoreBehind, match="epoch 4, needed is epoch 5"):
         await store.scan("items", (0, 2**32), None, 5)
 
@@ -193,7 +193,7 @@ async def test_ids_of_one_tag_are_all_found_however_few_a_call_takes(
     products = (np.uint64(77) << np.uint64(32)) | np.arange(1, 9, dtype=np.uint64)
     mixed = products * np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
     ids = mixed ^ (mixed >> np.uint64(32))
-    assert np.unique(tags_of(ids)).tolist() == [77]
+    assert np.unique(tickets_of(ids)).tolist() == [77]
     await store.load_base(record_of(0, {"items": rows_of([*ids.tolist(), 5], *DIMS["items"])}))
     assert sorted((await store.scan("items", (77, 78), None, 0)).ids.tolist()) == sorted(ids.tolist())
     assert not len((await store.scan("items", (78, 79), None, 0)).ids)

@@ -209,7 +209,9 @@ class Store:
         await asyncio.sleep(0)
         if self.epoch < epoch_min:
             raise StoreBehind(f"at {self.epoch}, not {epoch_min}")
-        rows = _joined([row for row in self.rows.values() if tickets[0] <= tickets_of(row.ids)[0] < tickets[1]])
+        rows = _joined(
+            [row for row in self.rows.values() if tickets[0] <= tickets_of(row.ids)[0] < tickets[1]]
+        )
         return rows if unused is None else _taken(rows, np.flatnonzero(unused.among(rows.last_steps)))
 
     async def repair(self, epoch: int) -> int:

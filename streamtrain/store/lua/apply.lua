@@ -5,7 +5,7 @@
 --   ARGV[5]  '1' in the last part
 --   ARGV[6]  the token of this attempt
 --   then for each of KEYS[2], ...: bytes of a value; packed rows (8 bytes of id, value); packed ids to remove; and of a
---   table that is scanned the tags, 4 bytes each, of the rows and then of those to remove, '-' of others
+--   table that is scanned the tickets, 4 bytes each, of the rows and then of those to remove, '-' of others
 --
 -- Parts of one attempt are taken in order and once. A part that comes twice, or late from a closed connection, or
 -- from a writer that another one overtook, is answered but changes nothing.
@@ -42,17 +42,17 @@ local function remove_rows(key, blob)
   if n > 0 then redis.call('HDEL', key, unpack(arguments, 1, n)) end
 end
 
--- ZADD or ZREM of the ids that lie `stride` bytes apart in a blob, whose tags begin behind byte `skipped` of `tags`.
-local function order_rows(command, key, blob, stride, tags, skipped)
+-- ZADD or ZREM of the ids that lie `stride` bytes apart in a blob, whose tickets begin behind byte `skipped` of `tickets`.
+local function order_rows(command, key, blob, stride, tickets, skipped)
   local arguments, n = {}, 0
   for at = 1, #blob, stride do
-    local tag = skipped + (at - 1) / stride * 4
+    local ticket = skipped + (at - 1) / stride * 4
     if command == 'ZADD' then
       n = n + 1
       arguments[n] = 0
     end
     n = n + 1
-    arguments[n] = string.sub(tags, tag + 1, tag + 4) .. string.sub(blob, at, at + 7)
+    arguments[n] = string.sub(tickets, ticket + 1, ticket + 4) .. string.sub(blob, at, at + 7)
     if n == ARGUMENTS_MAX then
       redis.call(command, key, unpack(arguments, 1, n))
       n = 0
@@ -86,14 +86,14 @@ if part < expected then return {'ok', applied or -1} end
 
 for i = 2, #KEYS do
   local at = 7 + 4 * (i - 2)
-  local value_bytes, rows, removed, tags = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local value_bytes, rows, removed, tickets = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   write_rows(KEYS[i], value_bytes, rows)
   remove_rows(KEYS[i], removed)
   redis.call('HSET', meta, KEYS[i], redis.call('HLEN', KEYS[i]))
-  if tags ~= '-' then
+  if tickets ~= '-' then
     local order = order_of(KEYS[i])
-    order_rows('ZADD', order, rows, 8 + value_bytes, tags, 0)
-    order_rows('ZREM', order, removed, 8, tags, #rows / (8 + value_bytes) * 4)
+    order_rows('ZADD', order, rows, 8 + value_bytes, tickets, 0)
+    order_rows('ZREM', order, removed, 8, tickets, #rows / (8 + value_bytes) * 4)
     redis.call('HSET', meta, order, redis.call('ZCARD', order))
   end
 end

@@ -1,4 +1,4 @@
--- Reads rows of one table in the order of their tags; see `order_of`.
+-- Reads rows of one table in the order of their tickets; see `order_of`.
 --   ARGV[2]  the epoch that the shard must have reached
 --   ARGV[3]  bytes of a value
 --   ARGV[4]  where to begin, as ZRANGEBYLEX has it

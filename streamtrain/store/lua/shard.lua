@@ -7,8 +7,8 @@
 
 local meta = KEYS[1]
 
--- The sorted set beside a rows hash that is scanned: a member of each id, its tag (4 bytes, big-endian) and then the id, all
--- of score 0, so that they lie in the order of tags. Of the same hash tag, so on the same server. Its name is also
+-- The sorted set beside a rows hash that is scanned: a member of each id, its ticket (4 bytes, big-endian) and then the id, all
+-- of score 0, so that they lie in the order of tickets. Of the same hash tag, so on the same server. Its name is also
 -- the field of `meta` that says how many members it was left with.
 local function order_of(rows_key)
   return rows_key .. ':order'

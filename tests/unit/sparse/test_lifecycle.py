@@ -173,6 +173,23 @@ def test_every_id_has_its_turn_once_whatever_the_index_has_been_through() -> Non
     assert sorted(id for turn in turns[0] for id in turn) == sorted(ids.tolist())
 
 
+def test_no_part_of_an_index_is_crowded_by_what_sweeps_leave_behind() -> None:
+    """Where each sweep drops what it meets, ids of the next turn are twice as many as the mean, and those of the last none."""
+    index, random, every, longest = Index("swept", 200_000), np.random.default_rng(3), 50, 0
+    for step in range(4 * every):
+        ids = random.integers(0, 2**64, 3000, np.uint64)
+        index.find_or_insert(ids, np.empty(3000, np.int32), np.empty(3000, np.bool_))
+        index.erase(index.row_ids[rows_in_turn(index, step, every)])
+        bits, split = index.layout
+        places = np.flatnonzero(index.entries)
+        tags = index.entries[places] >> np.uint64(32)
+        coarse = tags >> np.uint64(32 - bits)
+        homes = np.where(coarse < split, coarse, tags >> np.uint64(31 - bits))
+        longest = max(longest, int((places - homes.astype(np.int64)).max()))
+    assert len(index) > 0.5 * 2 ** index.layout[0]
+    assert longest < 200
+
+
 @given(
     steps=st.lists(st.integers(1, 40), min_size=1, max_size=20),
     every=st.integers(1, 9),

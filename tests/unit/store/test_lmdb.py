@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamtrain.errors import StoreBehind, StoreRefused, StoreUnavailable
-from streamtrain.sparse.turns import tags_of
+from streamtrain.sparse.turns import tickets_of
 from streamtrain.store import Store, StoreDescription, StoreSettings, lmdb_file, open_store
 from streamtrain.store.lmdb_packing import KEY_BYTES
 from streamtrain.store.lmdb_rows import LmdbRows
@@ -167,6 +167,6 @@ async def test_keys_lie_in_the_order_in_which_sweeps_look_at_ids(store: Store) -
     rows: LmdbRows = store._held[0]  # type: ignore[attr-defined]
     with rows._file.reading() as txn:
         keys = [bytes(key) for key, _ in txn.cursor(rows._file.tables["users"])]
-    expected = ids[np.lexsort((ids, tags_of(ids)))]
+    expected = ids[np.lexsort((ids, tickets_of(ids)))]
     assert [int.from_bytes(key[4:], "big") for key in keys] == expected.tolist()
     assert {len(key) for key in keys} == {KEY_BYTES}

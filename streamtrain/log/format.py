@@ -36,7 +36,13 @@ _COUNTS = (
     "quarantined_samples",
 )  # fmt: skip
 # What few records have; a document does not name one that is as it is by default.
-_RARE = {"quarantined_minibatches": 0, "quarantined_samples": 0, "restores": None, "undone_samples": 0}
+_RARE: dict[str, Any] = {
+    "leaves": {},
+    "quarantined_minibatches": 0,
+    "quarantined_samples": 0,
+    "restores": None,
+    "undone_samples": 0,
+}
 
 
 def document(record: EpochRecord, kind: Kind, model_id: str) -> dict[str, Any]:
@@ -47,7 +53,6 @@ def document(record: EpochRecord, kind: Kind, model_id: str) -> dict[str, Any]:
         "model_id": model_id,
         **{name: getattr(record, name) for name in _PLAIN},
         **{name: value for name, usual in _RARE.items() if (value := getattr(record, name)) != usual},
-        **({"leaves": dict(record.leaves)} if record.leaves else {}),
         "event_time_ms": record.event_time_ms,
         "record_time_ms": record.record_time_ms,
         "positions": dict(record.positions),
@@ -99,7 +104,6 @@ def decode(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Ep
         event_time_ms=_pair(document["event_time_ms"]),
         record_time_ms=_pair(document["record_time_ms"]),
         positions=document["positions"],
-        leaves=document.get("leaves", {}),
         notes=document["notes"],
         spans=SpanTable(
             tuple(document["partitions"]),

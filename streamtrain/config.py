@@ -43,6 +43,13 @@ class HttpSettings(Settings):
     """Address to bind. Loopback unless told otherwise."""
     port: int = Field(default=9464, ge=0, le=65_535)
     """Port to bind; 0 picks a free one and logs it."""
+    token_file: str | None = None
+    """File that holds a token which all but the probes then ask for: `Authorization: Bearer TOKEN`, or in a browser the token as
+    the password of any user. Read again when it is replaced; a bare name is a file of `$CREDENTIALS_DIRECTORY` where that has it. Default: who reaches the port may read."""
+    connections_max: int = Field(default=64, ge=1, le=4096)
+    """Bound on connections at a time; one beyond is closed at once."""
+    connection_timeout_s: float = Field(default=30.0, gt=0, le=600)
+    """How long a connection may take from its opening to its end; it carries one request."""
     trainer_silent_max_s: float = Field(default=120.0, gt=0, le=86_400)
     """`/livez` fails where the trainer thread has ended neither a step nor a look for samples for so long. Compiling at a
     start and waiting for a log without room do not count."""

@@ -10,8 +10,8 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from streamtrain.config import HttpSettings
-from streamtrain.errors import ConfigError
 from streamtrain.health import Health
+from streamtrain.http_guard import guarded, listening
 from streamtrain.metrics import Metrics
 
 __all__ = ["serve"]
@@ -24,7 +24,7 @@ async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> Asy
     """Serves while the context is open; yields the port that is bound.
 
     Raises:
-      ConfigError: the address cannot be bound.
+      ConfigError: the address cannot be bound, or the token cannot be read.
     """
 
     async def show_metrics(_: web.Request) -> web.Response:
@@ -48,7 +48,7 @@ async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> Asy
             {"ready": health.ready, "phase": health.phase}, status=200 if health.ready else 503
         )
 
-    app = web.Application()
+    app = guarded(settings)
     app.add_routes(
         [
             web.get("/metrics", show_metrics),
@@ -57,19 +57,6 @@ async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> Asy
             web.get("/readyz", ready),
         ]
     )
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, settings.host, settings.port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
-                "set http.port to a free one (0 picks one) or http.enabled = false"
-            ) from error
-        port: int = runner.addresses[0][1]
+    async with listening(app, settings) as port:
         logger.info("metrics and probes at http://%s:%d/metrics", settings.host, port)
         yield port
-    finally:
-        await runner.cleanup()

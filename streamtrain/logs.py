@@ -50,3 +50,6 @@ def configure_logging(settings: LoggingSettings, model: str) -> None:
     # aiokafka tells every attempt of an outage as an error of its own; ours says once what it means.
     if settings.level != "debug":
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    else:
+        # At debug it writes out each request, and so the passwords that are sent.
+        logging.getLogger("aiokafka.conn").setLevel(logging.INFO)

@@ -113,12 +113,14 @@ class Daemon:
         until(lambda: text in self.text or not self.running, f"the daemon to say {text!r}")
         assert text in self.text, f"the daemon ended without saying {text!r}:\n{self.text[-6000:]}"
 
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body of its HTTP side."""
+    def get(self, path: str, token: str | None = None) -> tuple[int, str]:
+        """Status and body of its HTTP side, asked with a token or without."""
         self.until_says("metrics and probes at ")
         address = self.text.split("metrics and probes at ", 1)[1].split("/metrics", 1)[0]
         try:
-            with urllib.request.urlopen(address + path, timeout=10) as answer:
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            request = urllib.request.Request(address + path, headers=headers)
+            with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

@@ -48,6 +48,11 @@ def failure(error: Exception, server: str, timeout_s: float) -> StoreError:
         )
     if isinstance(error, redis_errors.ResponseError):
         return StoreRefused(f"{where} refused a command: {error}; docs/store.md says what the store needs")
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return StoreUnavailable(
+            f"{where} shows a certificate that is not trusted ({error}); check store.tls_ca_file, and that the server's "
+            "certificate is valid for this host name"
+        )
     return StoreUnavailable(
         f"{where} cannot be reached ({error}); check that it runs and that store.url names it"
     )

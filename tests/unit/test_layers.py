@@ -72,7 +72,7 @@ ONLY = {
     "aiokafka": ("consumers.kafka", "streamtrain.produce", "streamtrain.commands.produce"),
     "jax": ("streamtrain.dense",),
     "optax": ("streamtrain.dense",),
-    "aiohttp": ("streamtrain.http",),
+    "aiohttp": ("streamtrain.http", "streamtrain.http_guard"),
     "matplotlib": ("streamtrain.analysis.picture",),
     "prometheus_client": ("streamtrain.metrics", "streamtrain.http", "streamtrain.serving.metrics"),
 }

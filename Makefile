@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RULE := deploy/kubernetes/components/monitoring/prometheusrule.yaml
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help setup test demo lint docs lock kuairand bench bench-peers clean
+.PHONY: help setup test demo lint docs lock sbom kuairand bench bench-peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,12 +32,23 @@ lint: setup  ## formatting, lint, types, and whether the generated docs are true
 	$(BIN)/mypy
 	$(BIN)/python -m streamtrain.reference --check docs
 
-docs: setup  ## write docs/configuration.md and docs/metrics.md from the code
+docs: setup $(RULE)  ## write docs/configuration.md and docs/metrics.md from the code, and the Prometheus operator's rules
 	$(BIN)/python -m streamtrain.reference docs
+
+$(RULE): deploy/prometheus/rules.yml
+	{ printf '%s\n' '# deploy/prometheus/rules.yml for the Prometheus operator; `make docs` writes it.' \
+	  'apiVersion: monitoring.coreos.com/v1' 'kind: PrometheusRule' 'metadata:' '  name: streamtrain' 'spec:'; \
+	  grep -v '^ *#' $< | sed 's/^\(.\)/  \1/'; } >$@
 
 lock: setup  ## resolve requirements.lock again, for Python 3.11 to 3.13
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-find-links --upgrade pyproject.toml --group pyproject.toml:dev --group pyproject.toml:demo -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --upgrade --constraint requirements.lock pyproject.toml -o deploy/container/requirements.lock
+
+sbom: setup  ## write build/sbom.json: what the container image holds, in CycloneDX
+	mkdir -p build
+	$(BIN)/cyclonedx-py requirements deploy/container/requirements.lock --pyproject pyproject.toml --output-reproducible -o build/sbom.json
 
 kuairand: setup  ## join the public KuaiRand set (KUAIRAND_DIR) into build/kuairand/
 	$(BIN)/python -m examples.kuairand

@@ -20,6 +20,8 @@ from tests.fakes import ScriptedSource, chunk, job
 from tests.integration.test_daemon import config, samples, write
 from tests.systemd import Systemd
 
+PROBES = ("/startupz", "/livez", "/readyz")
+
 
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[Systemd]:
@@ -49,7 +51,7 @@ def test_daemon_and_follower_say_when_they_are_ready_how_they_stand_and_that_the
         assert len(ready) == 1 and told[ready[0]]["STATUS"].startswith("learning: epoch ")
         assert ready[0] > 0 and all("EXTEND_TIMEOUT_USEC" in t for t in told[: ready[0]])
         assert all("WATCHDOG" in t for t in told)
-        assert daemon.get("/startupz")[0] == 200
+        assert [daemon.get(path)[0] for path in (*PROBES, "/metrics")] == [200] * 4
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
         assert until_told(systemd, "STATUS", "stopping")[-1]["STOPPING"] == "1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from streamtrain.errors import ConfigError
 from streamtrain.samples.fields import Field
 from streamtrain.samples.hashing import hash_ints, hash_strings
 
-__all__ = ["Column", "fits", "flags", "hash_values", "is_list", "read_column", "whole"]
+__all__ = ["Column", "Filled", "fits", "flags", "hash_values", "is_list", "read_column", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,24 @@ class Column:
         return np.unique(np.searchsorted(self.offsets, elements, side="right") - 1)
 
 
-def read_column(table: pa.Table, field: Field) -> Column:
+class Filled(NamedTuple):
+    """What all columns of a table have alike in which every row has one value; see `Column`. Nobody may write to it."""
+
+    offsets: NDArray[np.int64]
+    present: NDArray[np.bool_]
+
+    @staticmethod
+    def of(size: int) -> Filled:
+        return Filled(np.arange(size + 1), np.ones(size, np.bool_))
+
+
+def read_column(table: pa.Table, field: Field, filled: Filled) -> Column:
     """The column of `field`, or one without any value where the table has none of that name.
+
+    Args:
+      table: of n rows.
+      field: which of its columns.
+      filled: of n rows.
 
     Raises:
       ConfigError: the column is of a type that does not fit the field.
@@ -70,22 +86,23 @@ def read_column(table: pa.Table, field: Field) -> Column:
         raise ConfigError(
             f"field {field.name!r}: {len(indices)} columns have this name; name the columns apart"
         )
-    if not indices or pa.types.is_null(table.schema.types[indices[0]]):
-        return _column(
-            pa.nulls(0, field.value_type),
-            np.zeros(table.num_rows, np.int64),
-            np.zeros(table.num_rows, np.bool_),
-        )
-    array = whole(table.column(indices[0]))
+    column = table.column(indices[0]) if indices else None
+    if column is None or pa.types.is_null(column.type):
+        nothing = np.zeros(table.num_rows + 1, np.int64)
+        return _column(pa.nulls(0, field.value_type), nothing, np.zeros(table.num_rows, np.bool_))
+    array = whole(column)
     if not fits(array.type, field):
         raise _unfit(field, array.type)
     if not field.many:
         # Fitted first: a dictionary may hold a null among its values.
         array = _fit(array, field)
-        present = _present(array)
-        return _column(array.drop_null() if array.null_count else array, present.astype(np.int64), present)
+        if not array.null_count:
+            return _column(array, *filled)
+        present = flags(array.is_valid())
+        return _column(array.drop_null(), _offsets(present.astype(np.int64)), present)
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return _column(_fit(array.flatten(), field), lengths, _present(array))
+    present = flags(array.is_valid()) if array.null_count else filled.present
+    return _column(_fit(array.flatten(), field), _offsets(lengths), present)
 
 
 def hash_values(values: NDArray[np.int64] | pa.Array, namespace: str) -> NDArray[np.uint64]:
@@ -100,8 +117,7 @@ def hash_values(values: NDArray[np.int64] | pa.Array, namespace: str) -> NDArray
     return hash_strings(np.frombuffer(data or b"", np.uint8), bounds, namespace)
 
 
-def _column(values: pa.Array, lengths: NDArray[np.int64], present: NDArray[np.bool_]) -> Column:
-    offsets = _offsets(lengths)
+def _column(values: pa.Array, offsets: NDArray[np.int64], present: NDArray[np.bool_]) -> Column:
     nulls = np.flatnonzero(flags(values.is_null())) if values.null_count else np.empty(0, np.int64)
     huge = np.empty(0, np.int64)
     if pa.types.is_unsigned_integer(values.type):
@@ -172,10 +188,6 @@ def is_list(type_: pa.DataType) -> bool:
 def whole(column: pa.ChunkedArray) -> pa.Array:
     """The column in one piece."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _present(array: pa.Array) -> NDArray[np.bool_]:
-    return flags(array.is_valid()) if array.null_count else np.ones(len(array), np.bool_)
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamtrain.samples.arrays import Column, read_column
+from streamtrain.samples.arrays import Column, Filled, read_column
 from streamtrain.samples.fields import Field
 from streamtrain.samples.problems import Problems
 from streamtrain.samples.schema import BucketSlot, CrossSlot, DenseSlot, Schema, SequenceSlot, SparseSlot
@@ -29,7 +29,7 @@ class LevelColumns:
       rows: the level.
       fields: by name, of the whole schema.
       problems: of the level's rows.
-      lengths: by slot that a cross may be of, `[n]` int64, how many ids each row has.
+      lengths: by slot that a cross is of, `[n]` int64, how many ids each row has.
     """
 
     rows: LevelRows
@@ -38,6 +38,7 @@ class LevelColumns:
     lengths: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     _columns: dict[str, Column] = field(default_factory=dict)
     _floats: dict[str, Column] = field(default_factory=dict)
+    _filled: Filled | None = None
 
     @property
     def size(self) -> int:
@@ -46,7 +47,8 @@ class LevelColumns:
     def column(self, name: str) -> Column:
         """A field."""
         if name not in self._columns:
-            column = read_column(self.rows.table, self.fields[name])
+            self._filled = self._filled or Filled.of(self.size)
+            column = read_column(self.rows.table, self.fields[name], self._filled)
             self.problems.flag(column.null_rows, "missing", name, "the list holds a null")
             self.problems.flag(
                 column.huge_rows, "type", name, "an integer is larger than 9223372036854775807"
@@ -152,13 +154,15 @@ def check_slots(
     level: LevelColumns,
     schema: Schema,
     names: list[str],
+    crossed: Collection[str],
     above: Mapping[str, tuple[LevelColumns, NDArray[np.int64]]],
 ) -> None:
     """The slots of a level.
 
     Args:
       names: the slots, in the schema's order.
-      above: by slot of a level above that a cross may be of: its level, and the row there of each row here.
+      crossed: all slots that a cross is of.
+      above: by slot of a level above that a cross is of: its level, and the row there of each row here.
     """
     for name in names:
         slot = schema.slots[name]
@@ -170,11 +174,14 @@ def check_slots(
             # The bucket is found in float64, so that a boundary means what the TOML says.
             column = level.column(slot.field or name)
             level.check_finite(column, slot.field or name, "the number is not finite")
-            level.lengths[name] = column.lengths
+            if name in crossed:
+                level.lengths[name] = column.lengths
         elif isinstance(slot, SequenceSlot):
             level.column(slot.field or name)
         else:
-            _check_sparse(level, name, slot)
+            _check_sparse(level, slot.field or name, slot)
+            if name in crossed:
+                level.lengths[name] = level.column(slot.field or name).lengths
 
 
 def _check_dense(level: LevelColumns, name: str, size: int) -> None:
@@ -189,11 +196,10 @@ def _check_dense(level: LevelColumns, name: str, size: int) -> None:
         )
 
 
-def _check_sparse(level: LevelColumns, name: str, slot: SparseSlot) -> None:
-    field = slot.field or name
-    want = level.lengths[name] = level.column(field).lengths
+def _check_sparse(level: LevelColumns, field: str, slot: SparseSlot) -> None:
+    column = level.column(field)
     if slot.weights is not None:
-        have = level.floats(slot.weights).lengths
+        want, have = column.lengths, level.floats(slot.weights).lengths
         level.problems.flag(
             np.flatnonzero(have != want),
             "length",

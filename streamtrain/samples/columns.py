@@ -16,7 +16,7 @@ from streamtrain.samples.checks import LevelColumns, check_leaves, check_slots
 from streamtrain.samples.fields import arrow_schema_of, fields_of
 from streamtrain.samples.hashing import hash_ints
 from streamtrain.samples.problems import BadLeaf, Fault, Problems
-from streamtrain.samples.schema import BucketSlot, Schema
+from streamtrain.samples.schema import BucketSlot, CrossSlot, Schema
 from streamtrain.samples.trees import unfolded
 
 __all__ = ["LEAVES_MAX", "Extracted", "Observer", "SampleColumns"]
@@ -68,6 +68,8 @@ class SampleColumns:
         self.fields = fields_of(schema)
         self.arrow_schema = arrow_schema_of(schema, self.fields)
         self.observer: Observer | None = None
+        crosses = [slot for slot in schema.slots.values() if isinstance(slot, CrossSlot)]
+        self._crossed = frozenset(part for slot in crosses for part in slot.of)
         self._bucket_ids = {
             name: hash_ints(np.arange(len(slot.boundaries) + 1), name)
             for name, slot in schema.slots.items()
@@ -160,7 +162,7 @@ class SampleColumns:
             if level is levels[-1]:
                 check_leaves(level, self.schema, times_ms, labels_required=labels_required)
             crossable = {n: (other, rows[level.rows.parents]) for n, (other, rows) in crossable.items()}
-            check_slots(level, self.schema, self._slots_of(level.rows.name, names), crossable)
+            check_slots(level, self.schema, self._slots_of(level.rows.name, names), self._crossed, crossable)
             crossable |= {name: (level, np.arange(level.size)) for name in level.lengths}
 
     def _slots_of(self, level: str, levels: Sequence[str]) -> list[str]:

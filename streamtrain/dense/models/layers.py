@@ -84,7 +84,11 @@ def apply_layers(layers: Layers, x: jax.Array) -> jax.Array:
 
 def finish_layers(layers: Layers, sums: jax.Array) -> jax.Array:
     """As `apply_layers`, from the products of the first layer's kernel on."""
-    x = sums + layers[0]["bias"]
+    return _after_first(layers, sums + layers[0]["bias"])
+
+
+def _after_first(layers: Layers, x: jax.Array) -> jax.Array:
+    """As `apply_layers`, from what the first layer's activation is applied to on."""
     for layer, after in pairwise(layers):
         x = jnp.where(x > 0, x, layer["slope"] * x) if "slope" in layer else jax.nn.relu(x)
         x = x @ after["kernel"] + after["bias"]
@@ -124,7 +128,10 @@ def apply_parts(layers: Layers, features: Features, parts: Sequence[Part]) -> ja
         _beside([part.x for part in own], 1) @ _beside([pieces[row] for row, _ in rows], 0) if rows else None
         for own, rows in zip(by_level, runs, strict=True)
     ]
-    return finish_layers(layers, features.summed(terms))
+    # The bias joins the outermost level, so that its gradient is a sum over nodes, not over samples.
+    outermost, term = next((level, term) for level, term in enumerate(terms) if term is not None)
+    terms[outermost] = term + layers[0]["bias"]
+    return _after_first(layers, features.summed(terms))
 
 
 def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -351,7 +351,8 @@ class KafkaServer(Server):
 class RedisServer(Server):
     """A redis-server. It keeps nothing on disk unless `arguments` say so (`"--appendonly", "yes"`).
 
-    With `identity` it speaks TLS alone and asks its clients for a certificate; `cli` shows the server's own.
+    With `identity` it speaks TLS alone and asks its clients for a certificate; `cli` shows the server's own. `login` is
+    the user and password of `cli`, where the default user may nothing.
     """
 
     name = "redis"
@@ -362,24 +363,28 @@ class RedisServer(Server):
         maxmemory_policy: str = "noeviction",
         folder: Path | None = None,
         identity: Identity | None = None,
+        login: tuple[str, str] | None = None,
     ) -> None:
         super().__init__(folder)
         self._arguments, self._policy, self._identity = arguments, maxmemory_policy, identity
+        self._login = login
 
     @property
     def url(self) -> str:
         return f"{'redis' if self._identity is None else 'rediss'}://127.0.0.1:{self.port}/0"
 
-    def cli(self, *arguments: str, **environment: str) -> str:
-        """What `redis-cli` answers to one command, with what the environment says (`REDISCLI_AUTH`)."""
-        command = ["redis-cli", "-h", "127.0.0.1", "-p", str(self.port), *self.cli_tls, *arguments]
+    def cli(self, *arguments: str, login: tuple[str, str] | None = None) -> str:
+        """What `redis-cli` answers to one command, by the server's own user and password or by these."""
+        user, password = login or self._login or ("", "")
+        who = ["--user", user] if user else []
+        command = ["redis-cli", "-h", "127.0.0.1", "-p", str(self.port), *self.cli_tls, *who, *arguments]
         return subprocess.run(
             command,
             capture_output=True,
             text=True,
             timeout=STOP_TIMEOUT_S,
             check=False,
-            env=os.environ | environment,
+            env=os.environ | ({"REDISCLI_AUTH": password} if user else {}),
         ).stdout.strip()
 
     @property
@@ -429,8 +434,14 @@ class LmdbFolder:
 class RedisCluster:
     """A Redis Cluster of `masters` nodes without replicas; `nodes` are `RedisServer`s that tests may stop and start."""
 
-    def __init__(self, masters: int = 3, *arguments: str, identity: Identity | None = None) -> None:
-        self._masters, self._arguments, self._identity = masters, arguments, identity
+    def __init__(
+        self,
+        masters: int = 3,
+        *arguments: str,
+        identity: Identity | None = None,
+        login: tuple[str, str] | None = None,
+    ) -> None:
+        self._masters, self._arguments, self._identity, self._login = masters, arguments, identity, login
         self.nodes: list[RedisClusterNode] = []
 
     @property
@@ -451,12 +462,25 @@ class RedisCluster:
             return self
         try:
             for _ in range(self._masters):
-                self.nodes.append(RedisClusterNode(*self._arguments, identity=self._identity).start())
+                node = RedisClusterNode(*self._arguments, identity=self._identity, login=self._login)
+                self.nodes.append(node.start())
             addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
             command = ["redis-cli", *self.nodes[0].cli_tls]
-            command += ["--cluster", "create", *addresses, "--cluster-yes"]
+            user, password = self._login or ("", "")
+            command += [
+                *(["--user", user] if user else []),
+                "--cluster",
+                "create",
+                *addresses,
+                "--cluster-yes",
+            ]
             made = subprocess.run(
-                command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
+                command,
+                capture_output=True,
+                text=True,
+                timeout=START_TIMEOUT_S,
+                check=False,
+                env=os.environ | ({"REDISCLI_AUTH": password} if user else {}),
             )
             if made.returncode:
                 raise ServerFailed(f"making a Redis Cluster failed:\n{made.stdout}{made.stderr}")

@@ -112,6 +112,11 @@ class Job(_Fixed):
         """The job as plain data that `parse_job` accepts. It holds no secrets: settings never do."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, serialize_as_any=True)
 
+    def describe_redacted(self) -> dict[str, Any]:
+        """As `describe`, for pages and logs: settings of plug-ins may hold what ours never do."""
+        described: dict[str, Any] = _redacted("", self.describe())
+        return described
+
 
 def load_job(path: str | os.PathLike[str], environment: Mapping[str, str] | None = None) -> Job:
     """Reads a job.
@@ -377,6 +382,16 @@ def _without_secrets(key: str, value: Any) -> Any:
         # Where a password in a URL ends cannot be told once the URL is wrong.
         return re.sub(r"^(\w*://)?.*$", r"\1***", value, flags=re.S)
     return value
+
+
+def _redacted(key: str, value: Any, inside: str = "") -> Any:
+    """Plain data without secrets. `inside` is the name of a secret around it: whatever it holds is one too."""
+    inside = inside or (key if _without_secrets(key, 0) != 0 else "")
+    if isinstance(value, dict):
+        return {name: _redacted(name, part, inside) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_redacted(key, part, inside) for part in value]
+    return _without_secrets(inside or key, value)
 
 
 _SECRET_WORDS = ("password", "passwd", "secret", "token")

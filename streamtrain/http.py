@@ -1,4 +1,4 @@
-"""The daemon's HTTP side: `/metrics`, `/startupz`, `/livez`, `/readyz`."""
+"""The daemon's HTTP side: the status page `/` with `/status.json`, `/metrics`, `/startupz`, `/livez`, `/readyz`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import orjson
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -13,6 +14,7 @@ from streamtrain.config import HttpSettings
 from streamtrain.health import Health
 from streamtrain.http_guard import guarded, listening
 from streamtrain.metrics import Metrics
+from streamtrain.status import StatusBoard, page
 
 __all__ = ["serve"]
 
@@ -20,12 +22,21 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> AsyncIterator[int]:
+async def serve(
+    settings: HttpSettings, metrics: Metrics, health: Health, board: StatusBoard
+) -> AsyncIterator[int]:
     """Serves while the context is open; yields the port that is bound.
 
     Raises:
       ConfigError: the address cannot be bound, or the token cannot be read.
     """
+
+    async def show_page(_: web.Request) -> web.Response:
+        return web.Response(body=page().html, headers=page().headers)
+
+    async def show_status(_: web.Request) -> web.Response:
+        # JSON has no NaN: orjson writes null.
+        return web.Response(body=orjson.dumps(board.describe()), content_type="application/json")
 
     async def show_metrics(_: web.Request) -> web.Response:
         return web.Response(
@@ -51,6 +62,8 @@ async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> Asy
     app = guarded(settings)
     app.add_routes(
         [
+            web.get("/", show_page),
+            web.get("/status.json", show_status),
             web.get("/metrics", show_metrics),
             web.get("/startupz", started),
             web.get("/livez", live),
@@ -58,5 +71,5 @@ async def serve(settings: HttpSettings, metrics: Metrics, health: Health) -> Asy
         ]
     )
     async with listening(app, settings) as port:
-        logger.info("metrics and probes at http://%s:%d/metrics", settings.host, port)
+        logger.info("metrics and probes at http://%s:%d/metrics, for people at /", settings.host, port)
         yield port

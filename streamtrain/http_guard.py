@@ -63,10 +63,11 @@ def guarded(settings: HttpSettings) -> web.Application:
             or token.fits(request.headers.get("Authorization", ""))
         ):
             return await handler(request)
-        challenge = 'Bearer realm="streamtrain", Basic realm="streamtrain (the token as password)"'
-        return web.Response(
-            status=401, text="the token is missing or wrong\n", headers={"WWW-Authenticate": challenge}
-        )
+        answer = web.Response(status=401, text="the token is missing or wrong\n")
+        # A line each: of several in one, Chromium reads the first alone, and asks its user for nothing.
+        for challenge in ('Bearer realm="streamtrain"', 'Basic realm="streamtrain (the token as password)"'):
+            answer.headers.add("WWW-Authenticate", challenge)
+        return answer
 
     async def finish(_: web.Request, response: web.StreamResponse) -> None:
         for name, value in _HEADERS.items():

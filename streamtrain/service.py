@@ -38,6 +38,7 @@ from streamtrain.sources import Source
 from streamtrain.sparse.optimizers import slots_of
 from streamtrain.stages import report
 from streamtrain.standby import Standby, claim
+from streamtrain.status import StatusBoard
 from streamtrain.store.applier import StoreApplier
 from streamtrain.store.opening import open_store
 from streamtrain.store.progress import Progress
@@ -143,7 +144,7 @@ class Service:
             if self._profile is not None:
                 self._metrics.stages.trace = stack.enter_context(Trace(self._profile))
             if self._job.http.enabled:
-                await stack.enter_async_context(serve(self._job.http, self._metrics, self._health))
+                await self._serve(stack)
             parts = await self._start_unless_stopped(stack)
             if parts is None:
                 return None
@@ -153,6 +154,14 @@ class Service:
             finally:
                 self.report = tuple(report(self._metrics.stages.times, time.perf_counter() - begin))
             return parts.head.record
+
+    async def _serve(self, stack: AsyncExitStack) -> None:
+        """Metrics, probes and the status page, until `stack` is closed."""
+        job = self._job
+        silent_max_s = job.http.trainer_silent_max_s
+        board = StatusBoard(job.name, job.describe_redacted(), self._metrics, self._health, silent_max_s)
+        await stack.enter_async_context(board.watching())
+        await stack.enter_async_context(serve(job.http, self._metrics, self._health, board))
 
     @asynccontextmanager
     async def _telling(self) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""The probes, asked over a socket."""
+"""The probes and the status page, asked over a socket."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from streamtrain.config import HttpSettings
 from streamtrain.health import Health
 from streamtrain.http import serve
 from streamtrain.metrics import Metrics
+from streamtrain.status import StatusBoard, page
 from streamtrain.training.pulse import Pulse
 
 
@@ -15,8 +16,10 @@ async def test_livez_fails_while_the_trainer_hangs_and_readyz_until_it_is_ready(
     now_s = 0.0
     pulse, health = Pulse(lambda: now_s), Health()
     health.watch(pulse)
+    metrics = Metrics()
+    board = StatusBoard("clicks", {}, metrics, health, 60)
     async with (
-        serve(HttpSettings(port=0, trainer_silent_max_s=60), Metrics(), health) as port,
+        serve(HttpSettings(port=0, trainer_silent_max_s=60), metrics, health, board) as port,
         aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client,
     ):
 
@@ -36,3 +39,22 @@ async def test_livez_fails_while_the_trainer_hangs_and_readyz_until_it_is_ready(
         assert await get("/startupz") == (200, {"started": True, "phase": "taking over"})
         pulse.beat()
         assert (await get("/livez"))[0] == 200
+
+
+async def test_the_page_and_what_it_shows_are_served() -> None:
+    metrics, health = Metrics(), Health()
+    board = StatusBoard("clicks", {"seed": 7}, metrics, health, 60)
+    async with (
+        serve(HttpSettings(port=0), metrics, health, board) as port,
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client,
+    ):
+        async with client.get("/") as answer:
+            assert (answer.status, answer.content_type) == (200, "text/html")
+            assert "unsafe-inline" not in answer.headers["Content-Security-Policy"]
+            assert await answer.read() == page().html
+        metrics.samples.inc(7)
+        board.look()
+        async with client.get("/status.json") as answer:
+            state = await answer.json()
+        assert (state["model"], state["configuration"]) == ("clicks", {"seed": 7})
+        assert state["figures"]["samples"] == 7

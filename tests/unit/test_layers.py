@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {
     "streamtrain.errors": set(),
     "streamtrain.settings": set(),
+    "streamtrain.findings": set(),
     "streamtrain.plugins": {"errors"},
     "streamtrain.samples": {"errors", "settings", "plugins", "sources", "samples"},
     "streamtrain.sources": {"settings"},
@@ -24,6 +25,7 @@ ALLOWED = {
     "streamtrain.dense": {"errors", "settings", "plugins", "layout", "samples", "dense"},
     "streamtrain.store": {
         "errors",
+        "findings",
         "settings",
         "credentials",
         "tls",
@@ -47,6 +49,7 @@ ALLOWED = {
     },
     "streamtrain.dictionary": {"errors", "settings", "sparse", "dictionary"},
     "streamtrain.analysis": {"errors", "layout", "samples", "log", "sparse", "dictionary", "analysis"},
+    "streamtrain.status": {"health", "metrics", "stages", "status"},
     "streamtrain.exports": {"errors", "settings", "plugins", "log", "serving"},
     "streamtrain.credentials": {"errors"},
     "streamtrain.tls": {"errors", "credentials"},
@@ -54,6 +57,7 @@ ALLOWED = {
     "streamtrain.dead_letters": {"errors", "settings", "sources", "kafka_connection", "dead_letters"},
     "consumers": {
         "errors",
+        "findings",
         "settings",
         "plugins",
         "sources",

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -607,6 +608,9 @@ def accepts(port: int) -> bool:
     return False
 
 
+_FAULT = re.compile(r"\b(ERROR|FATAL|[A-Za-z.]*(Exception|Error))\b")
+
+
 def wait_for(condition: Callable[[], bool], what: str, output: Path, alive: Callable[[], bool]) -> None:
     """Polls until `condition` holds.
 
@@ -616,9 +620,12 @@ def wait_for(condition: Callable[[], bool], what: str, output: Path, alive: Call
     deadline = time.monotonic() + START_TIMEOUT_S
     while not condition():
         if not alive() or time.monotonic() > deadline:
-            tail = output.read_text(errors="replace")[-3000:]
+            text = output.read_text(errors="replace")
+            # A server that ends by itself says why long before its last words, which are those of every shutdown.
+            faults = [line[:500] for line in text.splitlines() if _FAULT.search(line)][:20]
             raise ServerFailed(
-                f"{what} {'did not answer in time' if alive() else 'ended'}; its output ends with:\n{tail}"
+                f"{what} {'did not answer in time' if alive() else 'ended'}; its output ends with:\n{text[-3000:]}\n"
+                + "\n".join(["its faults:", *faults] if faults else [])
             )
         time.sleep(0.05)
 

@@ -35,7 +35,7 @@ ENVIRONMENT_PREFIX = "STREAMTRAIN__"
 
 
 class HttpSettings(Settings):
-    """Where `/metrics`, `/livez` and `/readyz` are served."""
+    """Where the status page (`/`), `/metrics` and the probes are served."""
 
     enabled: bool = True
     """Whether to listen at all."""
@@ -88,7 +88,7 @@ class _Fixed(Settings):
     reverse_dictionary: dict[Name, ReverseDictionarySettings] = Field(default_factory=dict)
     """By slot, that the original values of its ids are to be kept for `streamtrain inspect`. Default: of none."""
     http: HttpSettings = HttpSettings()
-    """Metrics and probes."""
+    """The status page, metrics and probes."""
     logging: LoggingSettings = LoggingSettings()
     """Log lines."""
 

@@ -13,6 +13,8 @@ __all__ = ["main"]
 
 _COMMANDS = (
     "init",
+    "check",
+    "doctor",
     "run",
     "evaluate",
     "produce",

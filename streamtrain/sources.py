@@ -161,7 +161,8 @@ class Source(Protocol):
     """Reads chunks, resumes at positions, reads a span again. All methods run on the daemon's loop.
 
     A class with this shape is registered under the entry-point group `streamtrain.consumers`. It has a class
-    attribute `Settings` (a `SourceSettings`) and is made by `cls(settings, until_end=False)`.
+    attribute `Settings` (a `SourceSettings`) and is made by `cls(settings, until_end=False)`. It may have a coroutine
+    `diagnose(settings, resumption)`, static, that returns `Finding`s for `streamtrain doctor` (`streamtrain/findings.py`).
 
     Attributes:
       sequential: True where partitions follow one another (files): only the one being read has a position.

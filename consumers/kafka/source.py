@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from consumers.handover import Handover
+from consumers.kafka.diagnosis import diagnose
 from consumers.kafka.group import GroupMember
 from consumers.kafka.loop_thread import LoopThread
 from consumers.kafka.ownership import KafkaOwnership
 from consumers.kafka.reader import Reader
 from consumers.kafka.settings import KafkaSettings
 from consumers.kafka.spans import SpanReader
+from streamtrain.findings import Finding, Resumption
 from streamtrain.ownership import Candidate, FailoverSettings
 from streamtrain.sources import Chunk, DataLoss, Positions
 
@@ -91,6 +93,11 @@ class KafkaSource:
     def ownership(self, settings: FailoverSettings, candidate: Candidate) -> KafkaOwnership:
         """A place in the group that elects the owner. See `TellsOwnership`."""
         return KafkaOwnership(partial(GroupMember, self._settings, self._settings.topic, settings, candidate))
+
+    @staticmethod
+    async def diagnose(settings: KafkaSettings, resumption: Resumption) -> list[Finding]:
+        """What `streamtrain doctor` asks: nothing is learned, committed or created."""
+        return await diagnose(settings, resumption)
 
     def lag_records(self) -> dict[str, int]:
         """By partition, offsets between the last one read and the newest known end; control records count too."""

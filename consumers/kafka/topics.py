@@ -21,9 +21,11 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-__all__ = ["Topic", "describe_topic"]
+__all__ = ["Topic", "describe_topic", "operations_of"]
 
 _NO_ID = uuid.UUID(int=0)
+# Source: Kafka's AclOperation, https://kafka.apache.org/protocol.html; an answer has the bit of each by its code.
+_OPERATIONS = {3: "Read", 4: "Write", 8: "Describe", 10: "DescribeConfigs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,19 @@ class Topic:
     Attributes:
       id: Kafka's own id of this incarnation (KIP-516), as hex; "" where brokers are older than Kafka 2.8.
       partitions: their numbers, ascending.
+      operations: of those in `operations_of`, what this user may do with it; None where brokers do not tell.
     """
 
     id: str
     partitions: tuple[int, ...]
+    operations: frozenset[str] | None = None
+
+
+def operations_of(bits: int) -> frozenset[str] | None:
+    """Reads `authorized_operations` of an answer: Read, Write, Describe and DescribeConfigs; None where it tells nothing."""
+    if bits < 0:
+        return None
+    return frozenset(name for code, name in _OPERATIONS.items() if bits >> code & 1)
 
 
 async def describe_topic(client: AIOKafkaClient, name: str) -> Topic | None:
@@ -59,6 +70,7 @@ async def describe_topic(client: AIOKafkaClient, name: str) -> Topic | None:
     return Topic(
         "" if topic_id == _NO_ID else topic_id.hex,
         tuple(sorted(partition["partition"] for partition in found["partitions"])),
+        operations_of(found.get("authorized_operations", -1)),
     )
 
 
@@ -147,5 +159,5 @@ class _TopicRequest(Request[MetadataRequest_v5 | _MetadataRequest_v10]):
 
     def build(self, request_struct_class: type[Any]) -> Any:
         if request_struct_class.API_VERSION >= 10:
-            return request_struct_class([(_NO_ID, self._topic, {})], False, False, False, {})
+            return request_struct_class([(_NO_ID, self._topic, {})], False, False, True, {})
         return request_struct_class([self._topic], False)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["keep_compiled", "prune"]
+__all__ = ["keep_compiled", "prune", "usable_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +38,28 @@ def keep_compiled(folder: str) -> Path | None:
     """
     if folder == "off":
         return None
-    root = _user_cache() / "streamtrain" if folder == "auto" else Path(folder)
-    place = root / f"jax-{_processor()}"
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_private(place)
-        prune(root, BYTES_MAX)
+        place = usable_folder(folder)
+        prune(place.parent, BYTES_MAX)
     except OSError as error:
         logger.info("compiled programs are not kept: %s", error)
         return None
     jax.config.update("jax_compilation_cache_dir", str(place))
     # By default JAX keeps only what took more than a second; here a few of half a second each are what a start waits for.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return place
+
+
+def usable_folder(folder: str) -> Path:
+    """The folder of this machine's kind, made where it is missing; `folder` as of `keep_compiled`, and not "off".
+
+    Raises:
+      OSError: it cannot be made, or others may write to it.
+    """
+    root = _user_cache() / "streamtrain" if folder == "auto" else Path(folder)
+    place = root / f"jax-{_processor()}"
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(place)
     return place
 
 

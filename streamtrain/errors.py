@@ -16,6 +16,7 @@ StreamtrainError
 │   ├── Fenced                stop writing now: another writer owns the log
 │   ├── LogFull               pause training, retry when there is room
 │   ├── CorruptRecord         refuse the file, name it, say the remedy
+│   │   └── FormatUnknown         refuse it as well: it is sound, and of another version of streamtrain
 │   ├── EpochMissing          the epoch was collected or never written
 │   └── RegistrationRefused   read without being registered, or get leave to write in readers/
 ├── StoreError
@@ -119,6 +120,16 @@ class LogFull(LogError):
 
 class CorruptRecord(LogError):
     """A file of the log does not match its digest, chain or format. Refuse it."""
+
+
+class FormatUnknown(CorruptRecord):
+    """A file of the log is of a newer version of streamtrain. Nothing is wrong with it: run that version."""
+
+    def __init__(self, path: object, what: str) -> None:
+        super().__init__(
+            f"{path}: {what}: a newer version of streamtrain wrote it. Nothing is damaged, move nothing away: run that "
+            "version or a newer one, and stop those that are older"
+        )
 
 
 class EpochMissing(LogError):

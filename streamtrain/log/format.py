@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from streamtrain.log import container
 from streamtrain.log.record import EpochRecord, FilterRows, SpanTable, TableRows
 
-__all__ = ["FORMAT", "Kind", "content_digest", "decode", "document", "tensors"]
+__all__ = ["FORMAT", "Kind", "content_digest", "decode", "document", "tensors", "unknown"]
 
 FORMAT = 1
 Kind = Literal["epoch", "base"]
@@ -43,6 +43,22 @@ _RARE: dict[str, Any] = {
     "restores": None,
     "undone_samples": 0,
 }
+_GROUPS = ("tables", "filters", "rules", "dense", "metrics")
+_SINGLE = ("spans", "quarantined", "leaves")
+_KEYS = frozenset(
+    [
+        *_PLAIN,
+        *_RARE,
+        "format",
+        "kind",
+        "model_id",
+        "event_time_ms",
+        "record_time_ms",
+        "positions",
+        "partitions",
+        "notes",
+    ]
+)
 
 
 def document(record: EpochRecord, kind: Kind, model_id: str) -> dict[str, Any]:
@@ -83,20 +99,29 @@ def tensors(record: EpochRecord) -> dict[str, np.ndarray]:
     return named
 
 
+def unknown(document: Mapping[str, Any], tensors: Iterable[str]) -> str:
+    """What in a file this version has no meaning for, in words; "" where there is nothing of the kind.
+
+    Whatever a record says is a part of the model, so what is not understood is never passed over: a reader that did so with
+    `leaves` would learn samples twice.
+    """
+    if (found := document.get("format")) != FORMAT:
+        return f"its format is {found!r}, this version of streamtrain reads {FORMAT}"
+    strange = sorted(document.keys() - _KEYS)
+    strange += sorted({name for name in tensors if name.partition("/")[0] not in (*_GROUPS, *_SINGLE)})
+    return f"it has {', '.join(map(repr, strange))}, which this version does not know" if strange else ""
+
+
 def decode(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> EpochRecord:
-    """The record that a file holds; its arrays are those passed, uncopied.
+    """The record that a file holds, of which nothing is `unknown`; its arrays are those passed, uncopied.
 
     Raises:
       ValueError, KeyError, TypeError: the file is not a record, or contradicts itself.
     """
-    if document["format"] != FORMAT:
-        raise ValueError(f"its format is {document['format']}, this version of streamtrain reads {FORMAT}")
-    groups: dict[str, dict[str, np.ndarray]] = {
-        group: {} for group in ("tables", "filters", "rules", "dense", "metrics")
-    }
+    groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
     for name, tensor in tensors.items():
         group, _, rest = name.partition("/")
-        if name not in ("spans", "quarantined", "leaves"):
+        if name not in _SINGLE:
             groups[group][rest] = tensor
     record = EpochRecord(
         **{name: document[name] for name in _PLAIN},

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from streamtrain.errors import CorruptRecord
+from streamtrain.errors import CorruptRecord, FormatUnknown
 from streamtrain.log.sealed import seal, unseal
 
 __all__ = ["ModelDescription"]
@@ -56,12 +56,15 @@ class ModelDescription:
         """Reads `model.json` of `path`.
 
         Raises:
+          FormatUnknown: a newer version wrote it.
           CorruptRecord: it cannot be understood; the message names `path`.
         """
         try:
             fields = unseal(text)
             if (found := fields.pop("format")) != _FORMAT:
-                raise ValueError(f"its format is {found}, this version of streamtrain reads {_FORMAT}")
+                raise FormatUnknown(
+                    path, f"its format is {found!r}, this version of streamtrain reads {_FORMAT}"
+                )
             return ModelDescription(**fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CorruptRecord(

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from streamtrain.errors import CorruptRecord, EpochMissing, LogError, Superseded
+from streamtrain.errors import CorruptRecord, EpochMissing, FormatUnknown, LogError, Superseded
 from streamtrain.log import container, format
 from streamtrain.log.container import Container
 from streamtrain.log.files import Files, typed_errors
@@ -55,7 +55,8 @@ class LogReader:
 
         Raises:
           LogError: there is none, or it cannot be read.
-          CorruptRecord: `model.json` is damaged, or of a newer format.
+          FormatUnknown: a newer version wrote `model.json`.
+          CorruptRecord: it is damaged.
         """
         path, files = Path(path).absolute(), files or Files()
         try:
@@ -166,6 +167,7 @@ class LogReader:
         Raises:
           EpochMissing: not written yet, or collected.
           Superseded: it never was one of this log's epochs; a newer base stands for it.
+          FormatUnknown: a newer version wrote it.
           CorruptRecord: naming the file and the remedy.
           LogError: it cannot be read.
         """
@@ -243,6 +245,8 @@ class LogReader:
 
     def _read(self, epoch: int, kind: format.Kind, *, check: bool = True) -> EpochRecord:
         file = self._open(epoch, kind, check=check)
+        if strange := format.unknown(file.document, file.tensors):
+            raise FormatUnknown(self._path(kind, epoch), strange)
         try:
             record = format.decode(file.document, file.tensors)
         except (KeyError, TypeError, ValueError) as error:

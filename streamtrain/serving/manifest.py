@@ -188,21 +188,31 @@ class Manifest:
         data = path.read_bytes()
         try:
             document = unseal(data)
-            found = (document["format"], document["format_version"])
-            if found != ("streamtrain-export", FORMAT_VERSION):
-                raise ExportError(f"its format is {found}, not ('streamtrain-export', {FORMAT_VERSION})")
-            manifest = Manifest(
-                str(document["model_id"]),
-                tuple(_from_json(entry) for entry in document["bases"]),
-                tuple(_from_json(entry) for entry in document["deltas"]),
-            )
-            manifest.check()
-            return manifest
+            if document["format"] != "streamtrain-export":
+                raise ExportError(f"its format is {document['format']!r}, not 'streamtrain-export'")
+            version = document["format_version"]
+            manifest = Manifest._of(document) if version == FORMAT_VERSION else None
         except (KeyError, TypeError, ValueError, ExportError) as error:
             raise ExportError(
                 f"{path} is not a manifest that can be used: {error!s}; "
                 "remove the directory's content, and the exporter writes it anew from the log"
             ) from error
+        if manifest is None:
+            raise ExportError(
+                f"{path} has version {version!r} of the format, this version of streamtrain reads {FORMAT_VERSION}: "
+                "upgrade what reads it, followers before the trainer"
+            )
+        return manifest
+
+    @staticmethod
+    def _of(document: dict[str, Any]) -> Manifest:
+        manifest = Manifest(
+            str(document["model_id"]),
+            tuple(_from_json(entry) for entry in document["bases"]),
+            tuple(_from_json(entry) for entry in document["deltas"]),
+        )
+        manifest.check()
+        return manifest
 
 
 _ENTRY_KEYS = [field.name for field in fields(Entry)]

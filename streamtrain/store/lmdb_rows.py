@@ -167,8 +167,7 @@ class LmdbRows:
         filled = txn.get(b"description")
         if filled is not None and filled != self._opened.text().encode():
             raise StoreRefused(
-                f"the store at {self._folder} was filled as {filled.decode(errors='replace')}, but this configuration says "
-                f"{self._opened.text()}; bring back the old settings, or {self.removal}"
+                f"the store at {self._folder} {self._opened.refusal(filled)}, or {self.removal}"
             )
         if held is None:
             txn.put(b"keys", _KEYS)

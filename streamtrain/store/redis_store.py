@@ -137,14 +137,11 @@ class RedisStore:
 
     async def _claim(self, shard: int) -> None:
         description = self._opened
-        status, held = await self._run(
-            CLAIM, shard, description.text(), ",".join(sorted(description.scanned))
-        )
+        # Says also by what they are ordered: a store whose order is that of another version is filled again.
+        scanned = f"tickets:{','.join(sorted(description.scanned))}" if description.scanned else ""
+        status, held = await self._run(CLAIM, shard, description.text(), scanned)
         if status == b"mismatch":
-            raise StoreRefused(
-                f"shard {shard} of the store was filled as {held.decode(errors='replace')}, but this configuration says "
-                f"{description.text()}; bring back the old settings, or {self._removal}"
-            )
+            raise StoreRefused(f"shard {shard} of the store {description.refusal(held)}, or {self._removal}")
 
     async def _apply_shard(self, shard: int, shares: Shares) -> None:
         for attempt in range(_ATTEMPTS_MAX):

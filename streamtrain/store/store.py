@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,6 +50,21 @@ class StoreDescription:
         """The same for the same description but for `scanned`; each shard keeps it, and refuses another."""
         tables = {name: list(self.tables[name]) for name in sorted(self.tables)}
         return json.dumps({"format": FORMAT, "shards": self.shards, "tables": tables}, sort_keys=True)
+
+    def refusal(self, filled: bytes) -> str:
+        """Why a store that was filled by another description is not taken, and how that ends without its rows being removed.
+
+        Args:
+          filled: the other's `text`.
+        """
+        text = filled.decode(errors="replace")
+        with suppress(AttributeError, ValueError):
+            if (found := json.loads(text).get("format")) != FORMAT:
+                return (
+                    f"was filled in format {found!r} by another version of streamtrain, and this one has format {FORMAT}; run "
+                    "that version"
+                )
+        return f"was filled as {text}, but this configuration says {self.text()}; bring back the old settings"
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,6 +231,20 @@ async def test_a_store_that_was_filled_without_an_order_is_filled_again_where_on
     assert as_dict(await store.scan("items", (0, 2**32), None, 0)) == as_dict(base.tables["items"])
 
 
+@pytest.mark.parametrize("server", REDIS[:1], indirect=True)
+async def test_a_store_whose_order_is_that_of_an_older_version_is_filled_again(
+    opened: Opener, server: RedisServer
+) -> None:
+    store = await opened(shards=1)
+    await store.load_base(random_record(3))
+    assert await store.applied_epoch() == 3
+    # As versions left it that ordered ids by their tags: the names of the tables alone.
+    meta = server.cli("KEYS", "*:meta")
+    assert server.cli("HGET", meta, "scanned") == "tickets:items"
+    server.cli("HSET", meta, "scanned", "items")
+    assert await (await opened(shards=1)).applied_epoch() is None
+
+
 async def test_applying_twice_is_applying_once(opened: Opener) -> None:
     store, oracle = await opened(), DictRows()
     first, second, third = (random_record(epoch) for epoch in range(3))

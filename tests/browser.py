@@ -87,13 +87,12 @@ class Tab:
         await asyncio.wait_for(self._loaded.wait(), CALL_TIMEOUT_S)
 
     async def resize(self, width: int, height: int, *, phone: bool = False) -> None:
-        """The size of the window in CSS pixels; `phone` is touch, twice the pixels, and the viewport that pages ask for."""
-        scale = 2 if phone else 1
+        """The size of the window in CSS pixels; `phone` is the viewport that a page asks for."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
             height=height,
-            deviceScaleFactor=scale,
+            deviceScaleFactor=1,
             mobile=phone,
         )
 

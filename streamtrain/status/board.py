@@ -133,7 +133,9 @@ class StatusBoard:
             if stage == "train" and at_work is not None:
                 at_work += rate(busy, stage="cut") or 0.0  # The same thread does both.
             shares = {on: rate(waits, stage=stage, on=on) for on in ("input", "room")}
-            if stage in known or any(share is not None for share in shares.values()):
+            if at_work is None and any(share is not None for share in shares.values()):
+                at_work = 0.0  # It has done nothing but wait so far.
+            if stage in known or at_work is not None:
                 path.append({"stage": stage, "busy": at_work, **shares})
         return path
 

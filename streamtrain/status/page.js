@@ -52,12 +52,13 @@ function replace(id, elements) {
 
 function showPath(state) {
   const stages = state.path.map((stage) => {
-    const item = make("li"), meter = make("meter");
+    // To read is mostly to wait for records, and counts as work: there is no stage before it.
+    const item = make("li"), meter = make("meter"), doing = stage.stage === "read" ? "at the source" : "at work";
     const waits = ["input", "room"].filter((on) => !absent(stage[on])).map((on) => `${share(stage[on])} for ${on}`);
     meter.max = 1;
     meter.value = Math.min(1, stage.busy ?? 0);
-    meter.setAttribute("aria-label", `${stage.stage} at work`);
-    item.append(make("span", stage.stage, "name"), meter, make("span", `${share(stage.busy)} at work`),
+    meter.setAttribute("aria-label", `${stage.stage} ${doing}`);
+    item.append(make("span", stage.stage, "name"), meter, make("span", `${share(stage.busy)} ${doing}`),
       make("br"), make("span", waits.length ? `waits ${waits.join(", ")}` : "", "small"));
     return item;
   });

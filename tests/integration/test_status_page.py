@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -119,7 +117,7 @@ async def test_the_page_shows_the_daemon_and_asks_nobody_else(tab: Tab, daemon: 
     assert await tab.evaluate("document.querySelectorAll('polyline')[2].points.length") > 0
     assert {url.removeprefix(address(daemon)) for url in tab.requested} <= {"", "status.json", "data:,"}
     assert tab.complaints == []
-    await keep(tab, "status.png")
+    assert (await tab.picture()).startswith(b"\x89PNG")
 
 
 async def test_what_a_record_says_is_text_and_the_policy_runs_nothing_else(tab: Tab, daemon: Daemon) -> None:
@@ -198,7 +196,6 @@ async def test_it_fits_a_phone(tab: Tab, daemon: Daemon) -> None:
         "[...document.querySelectorAll('button, a, summary')].map((e) => [e.textContent, e.getBoundingClientRect().height])"
     )
     assert [name for name, height in small if height < TARGET_PIXELS_MIN] == []
-    await keep(tab, "status-phone.png")
 
 
 async def test_a_daemon_that_does_not_answer_is_said_until_it_does(tab: Tab, daemon: Daemon) -> None:
@@ -229,11 +226,3 @@ async def test_a_browser_is_asked_for_the_token_and_then_shows_the_page(
             await tab.until("!document.getElementById('content').hidden && !asking")
             assert await tab.evaluate("document.title") == "clicks: starting - streamtrain"
             assert "a-token-of-the-test" not in await tab.evaluate("document.documentElement.outerHTML")
-
-
-async def keep(tab: Tab, name: str) -> None:
-    """Writes a picture of the page where STREAMTRAIN_PICTURES says; those in docs/ are made so."""
-    picture = await tab.picture()
-    assert picture.startswith(b"\x89PNG")
-    if folder := os.environ.get("STREAMTRAIN_PICTURES"):
-        await asyncio.to_thread(Path(folder, name).write_bytes, picture)

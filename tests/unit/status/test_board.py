@@ -51,8 +51,9 @@ def test_stages_come_in_the_order_of_the_data_with_their_shares() -> None:
     for name in ("view store", "commit", "cut", "train", "decode", "read"):
         with stage.busy(name):
             pass
-    with stage.waits("train", "input"):
-        pass
+    for name in ("train", "prefetch"):
+        with stage.waits(name, "input"):
+            pass
     board.look()
     stage._counters["busy"].labels("train").inc(1.0)
     stage._counters["busy"].labels("cut").inc(0.5)
@@ -60,8 +61,9 @@ def test_stages_come_in_the_order_of_the_data_with_their_shares() -> None:
     clock.now_s += 2.0
     board.look()
     state = as_sent(board)
-    assert [part["stage"] for part in state["path"]] == ["read", "decode", "train", "commit"]
-    train = state["path"][2]
+    assert [part["stage"] for part in state["path"]] == ["read", "decode", "prefetch", "train", "commit"]
+    prefetch, train = state["path"][2:4]
+    assert (prefetch["busy"], prefetch["input"]) == (0.0, 0.0)
     assert (round(train["busy"], 9), train["input"], train["room"]) == (0.75, 0.0, None)
     assert state["figures"]["samples_per_s"] == 150.0
 

@@ -19,13 +19,13 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import AskError, MovedError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from streamtrain.errors import ConfigError
+from streamtrain.errors import ConfigError, StoreUnavailable
 from streamtrain.store.address import Address
 from streamtrain.store.failures import failure
 from streamtrain.store.settings import StoreSettings
 from streamtrain.tls import ClientTls
 
-__all__ = ["Argument", "Node", "connector"]
+__all__ = ["Argument", "Node", "connector", "no_redis"]
 
 Argument = str | bytes | int
 """What a command is made of."""
@@ -147,6 +147,9 @@ class Node:
                 # A server that went away closed the idle ones too: do not meet them one failure after the other.
                 await self._disconnect_idle()
                 raise failure(error, str(self.address), self._timeout_s) from error
+            except _NOT_REDIS as error:
+                await _tear_down(connection)
+                raise no_redis(self.address, error) from error
             except BaseException:
                 await _tear_down(connection)
                 raise
@@ -172,6 +175,17 @@ class Node:
         idle, self._idle = self._idle, []
         for connection in idle:
             await connection.disconnect(nowait=not self._closed)
+
+
+# What redis-py's parser raises of bytes that are none of the protocol's.
+_NOT_REDIS = (ValueError, TypeError, LookupError, RecursionError)
+
+
+def no_redis(address: Address, why: object) -> StoreUnavailable:
+    """The error to raise of an answer that no Redis gives."""
+    return StoreUnavailable(
+        f"what listens at {address} does not answer as a Redis does ({why}); check store.url"
+    )
 
 
 async def _exchange(connection: AbstractConnection, command: tuple[Argument, ...], asking: bool) -> Any:

@@ -16,7 +16,7 @@ from redis.exceptions import AskError, MovedError
 
 from streamtrain.errors import StoreRefused, StoreUnavailable
 from streamtrain.store.address import Address
-from streamtrain.store.node import Argument, Node, connector
+from streamtrain.store.node import Argument, Node, connector, no_redis
 from streamtrain.store.settings import StoreSettings
 
 __all__ = ["Router"]
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _REDIRECTS_MAX = 5
+_SLOT_LAST = 16_383
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.05, 1.0
 
 
@@ -93,7 +94,7 @@ class Router:
 
         async def once() -> dict[Address, dict[str, str]]:
             addresses = set(self._owners.values()) or {self._settings.endpoint.addresses[0]}
-            return {address: _fields(await self._node(address).call("INFO")) for address in addresses}
+            return {a: _fields(await self._node(a).call("INFO"), a) for a in addresses}
 
         return await self._retry(once)
 
@@ -148,8 +149,7 @@ class Router:
         return self._nodes[address]
 
     async def _ask_for_info(self) -> dict[str, str]:
-        answer, _ = await self._ask_anyone("INFO")
-        return _fields(answer)
+        return _fields(*await self._ask_anyone("INFO"))
 
     async def _ask_anyone(self, *command: Argument) -> tuple[Any, Address]:
         """Asks the servers known and those named by the URL, one after the other: the first answer, and whose it is."""
@@ -174,9 +174,12 @@ class Router:
     async def _refresh(self) -> None:
         slots, asked = await self._ask_anyone("CLUSTER", "SLOTS")
         owners: dict[int, Address] = {}
-        for first, last, primary, *_ in slots:
-            host = (primary[0] or b"").decode() or asked.host
-            owners.update(dict.fromkeys(range(first, last + 1), Address(host, primary[1])))
+        try:
+            for first, last, primary, *_ in slots:
+                host, port = (primary[0] or b"").decode() or asked.host, int(primary[1])
+                owners.update(dict.fromkeys(range(first, min(last, _SLOT_LAST) + 1), Address(host, port)))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise no_redis(asked, error) from error
         # Related fields change together, with no await in between.
         self._owners = owners
         self._refreshes += 1
@@ -186,7 +189,9 @@ class Router:
             await node.close()
 
 
-def _fields(info: bytes) -> dict[str, str]:
+def _fields(info: Any, address: Address) -> dict[str, str]:
     """The `name:value` lines of an INFO answer."""
+    if not isinstance(info, bytes):
+        raise no_redis(address, f"INFO answers {type(info).__name__}")
     lines = info.decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))

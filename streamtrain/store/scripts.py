@@ -8,6 +8,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
+from streamtrain.errors import StoreUnavailable
 from streamtrain.store.node import Argument
 from streamtrain.store.router import Router
 
@@ -33,10 +34,16 @@ class Script:
         """
         tail = (len(keys), *keys, *arguments)
         try:
-            return await router.call(keys[0], "EVALSHA", self._digest, *tail)
+            answer = await router.call(keys[0], "EVALSHA", self._digest, *tail)
         except NoScriptError:
             # EVAL also keeps it for the next EVALSHA.
-            return await router.call(keys[0], "EVAL", self._text, *tail)
+            answer = await router.call(keys[0], "EVAL", self._text, *tail)
+        if not (isinstance(answer, list) and answer and isinstance(answer[0], bytes)):
+            raise StoreUnavailable(
+                "the store does not answer what a script of streamtrain's does; is something between this process and "
+                "Redis that changes answers?"
+            )
+        return answer
 
 
 CLAIM = Script("claim")

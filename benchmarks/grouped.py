@@ -3,26 +3,36 @@
     python -m benchmarks.grouped [--repetition 1 2 8 57 200] [--slots 23] [--shared 20] [--batch 5000] [--json]
 
 The work of train_step (one id a slot, log-uniform over its share of the rows; `mlp` of 200 and 80; Adagrad and Adam), where
-the first `--shared` slots are the user's and the others the samples'. A user has 1 + Poisson(repetition - 1) samples. Both
-sides are the real Decoder and Learner, each with a job of its own, one after the other on Arrow records of a minibatch each: one
-job has a level, the other none. Rounds of the two alternate, and medians of minibatches are compared: `ratio_flat` by wall
-time, `ratio_flat_processor` by the processor time of the process, which a busy machine disturbs less; `ratio_step` is that of the
-Learner alone, by processor time, which is what bounds a daemon that decodes on another core. The stages say where a step's processor time goes.
-`ratio_products` is that of the floating-point operations in matrix products, which no ratio of the dense stage can pass.
+the first `--shared` slots are the user's and the others the samples'. A user has 1 + Poisson(repetition - 1) samples. One
+job has a level, the other none.
+
+`ratio_flat` is end to end: `streamtrain run` learns Arrow files of either kind, durably, and samples a second are compared, median
+of `--daemons` runs in turn. `ratio_flat_processor` is that of samples a second of the daemons' processor time, which a busy
+machine disturbs least.
+
+The rest is measured in this process: the real Decoder and Learner, one after the other in one thread, on Arrow records of a minibatch each.
+Rounds of the two sides alternate, and medians of minibatches are compared: `ratio_serial` by wall time, `ratio_serial_processor`
+by processor time, `ratio_step` that of the Learner alone, by processor time. The stages say where a minibatch's processor time goes.
+`ratio_products` is that of the floating-point operations in matrix products: the dense stage comes near it where all products run at
+one rate, and falls short of it where narrow ones are slower.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.harness import machine, tell
+from benchmarks import throughput
+from benchmarks.harness import FOLDER, Data, machine, tell
 from benchmarks.learner_step import STAGES, job_of
 from benchmarks.step_data import HIDDEN, Work, feature_ids
 from streamtrain.config import Job, parse_job
@@ -174,7 +184,68 @@ class Side:
         return timed
 
 
+def end_to_end(
+    folder: Path,
+    work: Work,
+    options: argparse.Namespace,
+    trees: Sequence[bytes],
+    samples: Sequence[bytes],
+) -> dict[str, float]:
+    """What daemons make of the same records in files, `--repeat` times over."""
+    names = ("grouped", "flat")
+    data = [
+        _written(folder / name, job, records * options.repeat, work.batch)
+        for name, job, records in zip(names, jobs_of(work, options.shared), (trees, samples), strict=True)
+    ]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(options.daemons):
+        for name, side in zip(names, data, strict=True):
+            source = {
+                "kind": "files",
+                "paths": [str(side.parquet)],
+                "follow": True,
+                "chunk_records_max": work.batch,
+            }
+            found[name].append(throughput.learned(folder / f"{name}-run", side, source, work.batch, None))
+    wall, processor = (
+        {name: statistics.median(run[rate] for run in runs) for name, runs in found.items()}
+        for rate in ("samples_per_s", "samples_per_core_s")
+    )
+    return {
+        "ratio_flat": wall["grouped"] / wall["flat"],
+        "ratio_flat_processor": processor["grouped"] / processor["flat"],
+        "grouped_samples_per_s": wall["grouped"],
+        "flat_samples_per_s": wall["flat"],
+        "grouped_cores": statistics.median(run["cores"] for run in found["grouped"]),
+        "flat_cores": statistics.median(run["cores"] for run in found["flat"]),
+    }
+
+
+def _written(folder: Path, job: Job, records: Sequence[bytes], batch: int) -> Data:
+    """The job, and its records as the batches of an Arrow file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, config = folder / "samples.arrow", folder / "job.toml"
+    tables = [pa.ipc.open_stream(record).read_all() for record in records]
+    with pa.ipc.new_file(path, tables[0].schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    config.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in job.describe().items()))
+    return Data(folder.name, batch * len(records), path, path, config)
+
+
+def _toml(value: Any) -> str:
+    """A value on one line. JSON's strings, numbers and booleans are TOML's as well."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
+    folder = (FOLDER / "grouped").absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    about = machine()
     work = Work(options.slots, options.dim, options.rows, options.batch, options.steps, 1)
     grouped, flat = (Side(job) for job in jobs_of(work, options.shared))
     curve: list[dict[str, Any]] = []
@@ -195,12 +266,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "repetition": repetition,
                 "nodes": nodes,
                 "ratio_products": products(work, 0, 0) / products(work, options.shared, nodes),
-                "ratio_flat": flat.median_ms("wall") / grouped.median_ms("wall"),
-                "ratio_flat_processor": flat.median_ms("processor") / grouped.median_ms("processor"),
+                **(end_to_end(folder, work, options, trees, samples) if options.daemons else {}),
+                "ratio_serial": flat.median_ms("wall") / grouped.median_ms("wall"),
+                "ratio_serial_processor": flat.median_ms("processor") / grouped.median_ms("processor"),
                 "ratio_step": flat.median_ms("step") / grouped.median_ms("step"),
                 "ratio_bytes": len(samples[0]) / len(trees[0]),
-                "grouped_samples_per_s": 1e3 * work.batch / grouped.median_ms("wall"),
-                "flat_samples_per_s": 1e3 * work.batch / flat.median_ms("wall"),
                 "grouped_processor_ms": grouped.median_ms("processor"),
                 "flat_processor_ms": flat.median_ms("processor"),
             }
@@ -213,6 +283,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             }
             for name, side in (("grouped", grouped), ("flat", flat))
         ]
+    shutil.rmtree(folder, ignore_errors=True)
     return {
         "slots": options.slots,
         "slots_shared": options.shared,
@@ -220,7 +291,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "compilations_late": grouped.compilations + flat.compilations,
         "curve": curve,
         "stages_processor_ms": stages,
-        "machine": machine(),
+        "machine": about,
     }
 
 
@@ -242,6 +313,13 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=5000, help="samples a minibatch (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="minibatches a side (default: %(default)s)")
     parser.add_argument("--round", type=int, default=5, help="steps in turn (default: %(default)s)")
+    parser.add_argument("--daemons", type=int, default=2, help="of each kind; 0: none (default: %(default)s)")
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=5,
+        help="times that a daemon learns the minibatches (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(arguments)
 

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RULE := deploy/kubernetes/components/monitoring/prometheusrule.yaml
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help setup test demo lint docs lock sbom kuairand bench bench-peers clean
+.PHONY: help setup test demo lint docs lock audit sbom kuairand bench bench-peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ lock: setup  ## resolve requirements.lock again, for Python 3.11 to 3.13
 sbom: setup  ## write build/sbom.json: what the container image holds, in CycloneDX
 	mkdir -p build
 	$(BIN)/cyclonedx-py requirements deploy/container/requirements.lock --pyproject pyproject.toml --output-reproducible -o build/sbom.json
+
+audit: setup  ## look up known vulnerabilities of what is locked; needs the public database
+	$(BIN)/uv tool run --from pip-audit==2.10.0 pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r requirements.lock
 
 kuairand: setup  ## join the public KuaiRand set (KUAIRAND_DIR) into build/kuairand/
 	$(BIN)/python -m examples.kuairand

@@ -23,7 +23,7 @@ from streamtrain.store.settings import StoreSettings
 from streamtrain.store.store import StoreDescription
 from tests.certificates import Authority, Identity
 from tests.conftest import _refuse, require
-from tests.daemon import Daemon, inspected, until
+from tests.daemon import Daemon, inspected, streamtrain, until
 from tests.integration.test_daemon import JOB, samples, write
 from tests.secure_servers import PASSWORDS, SecureKafka, redis_users
 from tests.servers import RedisCluster, RedisServer, ServerFailed
@@ -358,7 +358,7 @@ def test_certificates_are_replaced_under_a_running_daemon_that_never_says_a_secr
             "inspect": json.dumps(inspected(tmp_path / "daemon" / "model")),
             **{
                 path: daemon.get(path, SECRETS["http"])[1]
-                for path in ("/", "/metrics", "/readyz", "/nothing")
+                for path in ("/", "/status.json", "/metrics", "/readyz", "/nothing")
             },
         }
 
@@ -449,4 +449,9 @@ def test_a_daemon_that_fails_does_not_say_a_secret_either(
             daemon.signal(signal.SIGTERM)
             daemon.wait()
             assert "Traceback" not in daemon.text, (name, daemon.text)
-            assert not leaks({"output": daemon.text}, folder, *secret), name
+            texts = {"output": daemon.text}
+            if "password" in name:
+                doctor = streamtrain("doctor", folder / "job.toml")
+                assert doctor.returncode == 1, doctor.stdout
+                texts["doctor"] = doctor.stdout + doctor.stderr
+            assert not leaks(texts, folder, *secret), name

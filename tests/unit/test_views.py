@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,11 +62,13 @@ class Applier(Failing):
 
 
 class Source(Failing):
+    lag = 7
+
     async def committed(self, positions: dict[str, int]) -> None:
         self.work(positions["p"])
 
     def lag_records(self) -> dict[str, int]:
-        return {"p": 7}
+        return {"p": self.lag}
 
 
 class Runner(Failing):
@@ -87,8 +91,8 @@ class Following:
     """Views of fakes, running."""
 
     def __init__(self, applier: Applier, source: Source, runner: Runner, log: Any, **settings: Any) -> None:
-        self.metrics, self.head, self.runner = Metrics(), Head(record(0)), runner
-        chosen = LogSettings(path="nowhere", **settings)
+        self.metrics, self.head, self.runner, self.source = Metrics(), Head(record(0)), runner, source
+        chosen = LogSettings(**({"path": "nowhere"} | settings))
         self.views = Views(chosen, log, self.head, source, applier, {"deltas": runner}, self.metrics)  # type: ignore[arg-type,dict-item]
         self.group = asyncio.TaskGroup()
 
@@ -154,6 +158,36 @@ async def test_every_view_follows_the_head_and_the_end_waits_for_all() -> None:
         assert made.value("export_bytes", exporter="deltas") == 5
         assert made.value("export_written_bytes_total", exporter="deltas") % 5 == 0
         assert made.value("lag_records", partition="p") == 7
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+async def test_it_shows_how_late_each_view_is_how_old_what_is_learned_and_what_room_the_log_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "_WATCH_S", 0.001)
+    away = Applier([StoreUnavailable("away")] * 1_000_000)
+    async with following(applier=away, path=str(tmp_path)) as made:
+
+        def shown(name: str, **labels: str) -> float:
+            return made.value(name, **labels) or 0.0
+
+        made.runner.head = 4
+        made.head.move(replace(record(4), record_time_ms=(1_000, int(time.time() * 1000) - 90_000)))
+        await until(lambda: shown("view_lag_seconds", view="store") > 0.05)
+        await until(lambda: made.value("view_lag_epochs", view="deltas") == 0)
+        assert made.value("view_lag_seconds", view="deltas") == 0
+        assert made.value("view_lag_epochs", view="store") == 5  # The genesis too: nothing was applied yet.
+        assert shown("lag_seconds") >= 90
+        # An epoch without samples changes nothing; where no record waits, nothing is late.
+        made.move(5)
+        made.source.lag = 0
+        await until(lambda: made.value("lag_seconds") == 0)
+        await until(lambda: shown("log_disk_size_bytes") > 0)
+        assert 0 < shown("log_disk_free_bytes") <= shown("log_disk_size_bytes")
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_each_record_is_chained_to_the_one_before_and_told_once_it_is_durable(wr
     assert all(r.committed_at_ms > 0 and r.writer for r in writing.log.records)
     assert writing.told == [(1, "digest 1"), (2, "digest 2"), (3, "digest 3")]
     assert writing.value("epoch") == 3 and writing.value("watermark_timestamp_seconds") == 5
+    assert (writing.value("epoch_bytes_count"), writing.value("epoch_bytes_sum")) == (3, 3000)
 
 
 def test_submitting_waits_for_the_record_before(writing: Writing) -> None:

@@ -283,11 +283,14 @@ class Views:
         process = subprocess.Popen(  # noqa: ASYNC220
             [*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0
         )
+        ending = asyncio.create_task(asyncio.to_thread(process.communicate), name="fold's end")
         try:
-            _, stderr = await asyncio.to_thread(process.communicate)
+            _, stderr = await asyncio.shield(ending)
         except asyncio.CancelledError:
             # A fold that is killed leaves the log as it was: a base appears whole or not at all.
             process.kill()
+            # It comes at once, and closes the pipe, which a thread that had not begun would leave open.
+            await ending
             raise
         if process.returncode:
             raise LogError(

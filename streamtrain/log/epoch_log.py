@@ -122,6 +122,9 @@ class EpochLog(LogReader):
                     replaced,
                 )
             with typed_errors("lock", path):
+                # A copy may lack directories that were empty: not every tool takes them along.
+                for directory in (self._tmp, self._bases):
+                    self._files.make_directory(directory)
                 clean_asides(self._files, self._tmp)
                 self._repair_tail()
             yield

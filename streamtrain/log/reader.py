@@ -142,9 +142,13 @@ class LogReader:
         return found
 
     def _numbers(self, directory: Path) -> list[int]:
-        return sorted(
-            int(match[1]) for name in self._files.names(directory) if (match := _NAME.fullmatch(name))
-        )
+        try:
+            names = self._files.names(directory)
+        except FileNotFoundError:
+            if directory != self._bases:
+                raise
+            names = []  # A copy of a log without bases, by a tool that takes no empty directories along.
+        return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
     def base_bytes(self, epoch: int) -> int:
         """The size of a base's file; 0 where there is none."""

@@ -112,7 +112,7 @@ class _Verification:
 
     def _check_names(self) -> None:
         for directory in (self._log.path, self._log.path / "epochs", self._log.path / "bases"):
-            for file in sorted(directory.iterdir()):
+            for file in sorted(directory.glob("*")):  # A copy may lack a directory that was empty.
                 known = file.name in _ROOT if directory == self._log.path else _NAME.fullmatch(file.name)
                 if not known:
                     self._problem(file, "it is no file of the log", "Move it elsewhere")

@@ -79,6 +79,18 @@ def test_a_reader_sees_each_epoch_once_it_is_appended(log: EpochLog) -> None:
     assert reader.epochs() == [0, 1, 2]
 
 
+def test_a_copy_without_the_directories_that_were_empty_is_read_and_gone_on_from(log: EpochLog) -> None:
+    append_epochs(log, 1)
+    for name in ("tmp", "bases"):
+        (log.path / name).rmdir()
+    copy = EpochLog.open(log.path)
+    assert (copy.head(), copy.bases(), [record.epoch for record in recover(copy)]) == (1, [], [0, 1])
+    assert verify(log.path).ok
+    with copy.lock():
+        append_epochs(copy, 2)
+    assert fold(log.path) == 2 and copy.bases() == [2]
+
+
 def test_a_missing_epoch_says_what_there_is(log: EpochLog) -> None:
     append_epochs(log, 2)
     with pytest.raises(EpochMissing, match=r"no epoch 3; it has epochs 0 to 2, bases: none"):

@@ -28,10 +28,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(unit, system)
         (system / unit.name.replace("@", "@clicks")).symlink_to(unit.name)
     shutil.copy(UNITS / "failover.conf", system / "streamtrain@.service.d")
-    program = root / "opt/streamtrain/bin/streamtrain"
-    program.parent.mkdir(parents=True)
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    for name in ("opt/streamtrain/bin/streamtrain", "bin/kill"):
+        program = root / name
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     shutil.copytree("/usr/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
     return root
 

@@ -62,6 +62,8 @@ class LoggingSettings(Settings):
     """`json` is one object a line; `auto` is `console` on a terminal and `json` elsewhere."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe line to write."""
+    repeats_max: int = Field(default=20, ge=1, le=1_000_000)
+    """Warnings and errors of a kind that are written within a minute; of more, their number is told, and the last of them."""
 
 
 class _Fixed(Settings):

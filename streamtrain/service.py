@@ -26,11 +26,13 @@ from streamtrain.letterbox import Letterbox, sink_of
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.headstart import Headstart
 from streamtrain.log.record import EpochRecord
+from streamtrain.logs import configure_logging, correlate
 from streamtrain.metrics import Metrics
 from streamtrain.outages import outlasted
 from streamtrain.ownership import Candidate, Ownership, TellsOwnership
 from streamtrain.pipeline import Feed
 from streamtrain.recovering import Recovering
+from streamtrain.reloading import reload_of
 from streamtrain.restorer import Restorer, Stopped
 from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.positions import LeavesLearned
@@ -81,6 +83,7 @@ class Service:
       headstart: has begun to read the newest base of the job's log.
       profile: a file that is written for Perfetto: see `Trace`.
       supervisor: is told how the daemon stands. Default: nobody is.
+      read_again: reads the job anew when SIGHUP comes. Default: the signal does what it did.
 
     Attributes:
       report: after `run`, what share of the time each stage was at what, in lines for people.
@@ -95,6 +98,7 @@ class Service:
         headstart: Headstart | None = None,
         profile: Path | None = None,
         supervisor: Supervisor | None = None,
+        read_again: Callable[[], Job] | None = None,
     ) -> None:
         self._job, self._until_end, self._on_commit, self._headstart = job, until_end, on_commit, headstart
         self._metrics, self._profile = Metrics(), profile
@@ -110,6 +114,10 @@ class Service:
         self._committer: Committer | None = None
         self._ownership: Ownership | None = None
         self._epoch = -1
+        self._read_again = read_again
+        self._board: StatusBoard | None = None
+        self._guard: BadSampleGuard | None = None
+        self._views: Views | None = None
 
     def stop(self) -> None:
         """Finishes the step in hand, commits it and lets `run` return; gives up a start. May be called again."""
@@ -125,6 +133,40 @@ class Service:
             self._trainer.stop()
             self._begin_end()
 
+    def reload(self) -> None:
+        """Reads the settings again and takes over what a running daemon can; says what waits for a restart.
+
+        Settings that are wrong change nothing. Nothing waits meanwhile: files of settings are small.
+        """
+        assert self._read_again is not None
+        with self._supervisor.reloading("reading the settings again"):
+            try:
+                reload = reload_of(self._job, self._read_again())
+            except ConfigError as error:
+                logger.error("the settings are not reloaded, those from before hold: %s", error)
+                return
+            self._job = reload.job
+            configure_logging(self._job.logging, self._job.name)
+            self._hand_on()
+        logger.info("settings reloaded: %s", ", ".join(reload.taken) or "nothing that can be is different")
+        if reload.restart:
+            logger.warning("changed, and wait for the next start: %s", ", ".join(reload.restart))
+        if reload.refused:
+            logger.error(
+                "changed, and the next start will refuse them, because they make another model of it: %s; set them back, or "
+                "see `streamtrain migrate`",
+                ", ".join(reload.refused),
+            )
+
+    def _hand_on(self) -> None:
+        """Gives the settings that hold now to those that ask for them each time."""
+        if self._board is not None:
+            self._board.configuration = self._job.describe_redacted()
+        if self._guard is not None:
+            self._guard.settings = self._job.training.bad_samples
+        if self._views is not None:
+            self._views.settings = self._job.log
+
     async def run(self) -> EpochRecord | None:
         """Runs until the source's end (where `until_end`), `stop`, or a fault.
 
@@ -139,6 +181,10 @@ class Service:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
                 stack.callback(loop.remove_signal_handler, number)
+            if self._read_again is not None:
+                loop.add_signal_handler(signal.SIGHUP, self.reload)
+                stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+            stack.callback(correlate, None)
             if self._supervisor.listens:
                 await stack.enter_async_context(self._telling())
             if self._profile is not None:
@@ -160,6 +206,7 @@ class Service:
         job = self._job
         silent_max_s = job.http.trainer_silent_max_s
         board = StatusBoard(job.name, job.describe_redacted(), self._metrics, self._health, silent_max_s)
+        self._board = board
         await stack.enter_async_context(board.watching())
         await stack.enter_async_context(serve(job.http, self._metrics, self._health, board))
 
@@ -243,7 +290,7 @@ class Service:
         self._committer = Committer(log, log.continue_from(head.epoch), self._announcer(head), self._metrics)
         stack.push_async_callback(asyncio.to_thread, self._committer.close)
         handoff = Handoff(job.training.queue_chunks_max)
-        guard = BadSampleGuard(job.training.bad_samples)
+        guard = self._guard = BadSampleGuard(job.training.bad_samples)
         await self._open_dictionary(log, decoder, stack)
         depth = job.training.queue_chunks_max
         learned = LeavesLearned(record.leaves)
@@ -254,8 +301,11 @@ class Service:
         )
         self._health.watch(self._trainer.pulse)
         runners = self._export_runners(log, stack)
-        views = Views(job.log, log, head, source, applier, runners, self._metrics)
+        views = self._views = Views(job.log, log, head, source, applier, runners, self._metrics)
+        # The settings may have been read again since this began.
+        self._hand_on()
         self._figures = partial(_figures, head, source)
+        correlate(lambda: {"epoch": head.epoch, "step": learner.epochs.step})
         self._health.set_ready()
         self._metrics.owner.set(1)
         if (trace := self._metrics.stages.trace) is not None:

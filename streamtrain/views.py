@@ -113,7 +113,7 @@ class Views:
         runners: dict[str, ExportRunner],
         metrics: Metrics,
     ) -> None:
-        self._settings, self._log, self._head, self._source = settings, log, head, source
+        self.settings, self._log, self._head, self._source = settings, log, head, source
         self._applier, self._runners, self._metrics = applier, runners, metrics
         self._progress = asyncio.Condition()
         self._views = [_View("source", self._mirror), *(_View(n, self._exporting(n)) for n in runners)]
@@ -222,7 +222,7 @@ class Views:
                 self._metrics.view_lag_epochs.labels(view.name).set(max(0, self._head.epoch - view.done))
                 self._metrics.view_lag_seconds.labels(view.name).set(seconds)
             with suppress(OSError):
-                disk = await asyncio.to_thread(shutil.disk_usage, self._settings.path)
+                disk = await asyncio.to_thread(shutil.disk_usage, self.settings.path)
                 self._metrics.disk_free.set(disk.free)
                 self._metrics.disk_size.set(disk.total)
             await asyncio.sleep(_WATCH_S)
@@ -267,16 +267,16 @@ class Views:
         """Waits until enough epochs follow base `newest`, or enough bytes."""
         base_bytes = await asyncio.to_thread(self._log.base_bytes, newest)
         seen, held = newest, 0
-        while not fold_is_due(self._settings, base_bytes, seen - newest, held):
+        while not fold_is_due(self.settings, base_bytes, seen - newest, held):
             await self._head.beyond(seen)
             epochs = range(seen + 1, self._head.epoch + 1)
             seen, held = self._head.epoch, held + await asyncio.to_thread(self._log.epochs_bytes, epochs)
 
     async def _fold(self) -> None:
         await asyncio.to_thread(self._holds.renew)  # what is collected afterwards depends on it
-        holding = self._settings.holding
-        command = [sys.executable, "-m", "streamtrain.log.fold", str(self._settings.path)]
-        options = ["--keep", str(self._settings.keep_epochs), "--nice", str(_FOLD_NICENESS)]
+        holding = self.settings.holding
+        command = [sys.executable, "-m", "streamtrain.log.fold", str(self.settings.path)]
+        options = ["--keep", str(self.settings.keep_epochs), "--nice", str(_FOLD_NICENESS)]
         options += ["--reader-lease", str(holding.lease_s), "--hold-max", str(holding.epochs_max)]
         # Not the loop's own subprocesses: uvloop forks through Python, and a process with JAX's threads must not.
         # A group of its own: Ctrl-C is the daemon's to handle.

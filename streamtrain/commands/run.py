@@ -37,6 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     wished = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: wished.set())
+    # SIGHUP reloads settings; on a terminal it is the terminal that goes, and the daemon with it. A start reads them anyway.
+    reloads = not sys.stderr.isatty()
+    if reloads:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     from streamtrain.config import load_job
     from streamtrain.log.headstart import Headstart
@@ -63,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             headstart=headstart,
             profile=profile,
             supervisor=Supervisor.of(os.environ),
+            read_again=(lambda: load_job(arguments.config)) if reloads else None,
         )
         if wished.is_set():
             service.stop()

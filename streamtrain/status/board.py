@@ -48,7 +48,7 @@ class StatusBoard:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._name, self._configuration, self._silent_max_s = name, configuration, silent_max_s
+        self._name, self.configuration, self._silent_max_s = name, configuration, silent_max_s
         self._metrics, self._health = metrics, health
         self._clock, self._wall = clock, wall
         self._history, self._problems = History(), RecentProblems()
@@ -97,7 +97,7 @@ class StatusBoard:
             "bad_samples": now.by("streamtrain_bad_samples_total", "reason"),
             "history": self._history.describe(),
             "problems": self._problems.describe(),
-            "configuration": self._configuration,
+            "configuration": self.configuration,
         }
 
     def _figures(self) -> dict[str, float | None]:

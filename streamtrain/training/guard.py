@@ -20,7 +20,7 @@ class BadSampleGuard:
     """
 
     def __init__(self, settings: BadSampleSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._records = 0
         self._good = 0
         self._reasons: Counter[str] = Counter()
@@ -40,11 +40,11 @@ class BadSampleGuard:
             ] += 1
             self._example = sample
         count = self._reasons.total()
-        if count > self._settings.share_max * max(self._records, self._settings.window):
+        if count > self.settings.share_max * max(self._records, self.settings.window):
             raise self._too_many(
-                f"more than the allowed {self._settings.share_max:.1%} of {self._settings.window}"
+                f"more than the allowed {self.settings.share_max:.1%} of {self.settings.window}"
             )
-        if self._records >= self._settings.window:
+        if self._records >= self.settings.window:
             self._records = 0
             self._reasons.clear()
 
@@ -54,7 +54,7 @@ class BadSampleGuard:
         Raises:
           TooManyBadSamples: as `see`.
         """
-        if self._reasons and not self._good and self._settings.share_max < 1:
+        if self._reasons and not self._good and self.settings.share_max < 1:
             raise self._too_many("and there was no good one")
 
     def _too_many(self, why: str) -> TooManyBadSamples:

@@ -27,6 +27,8 @@ pid=$(systemctl show --property MainPID --value $daemon)
 echo "user $(stat --format %U /proc/$pid)"
 tr '\\0' '\\n' </proc/$pid/environ | sed -n 's/^CREDENTIALS_DIRECTORY=/credentials /p'
 echo "credential $(cat /proc/$pid/root/run/credentials/$daemon.service/kafka-password)"
+systemctl reload $daemon
+show reloaded $daemon SubState
 systemctl start $follower
 show follower $follower StatusText
 kill -STOP $pid
@@ -94,6 +96,7 @@ def test_systemd_starts_watches_restarts_and_stops_what_it_is_told_of(folder: Pa
     assert said["credentials"] == "/run/credentials/streamtrain@clicks.service"
     assert said["credential"] == "of kafka"
     assert said["follower"].startswith("serving epoch ")
-    assert said["watched"] == "running"
+    assert (said["reloaded"], said["watched"]) == ("running", "running")
+    assert "settings reloaded: nothing that can be is different" in told
     assert (said["follower-stopped"], said["stopped"]) == ("success", "success")
     assert (said["broken"], said["broken-state"]) == ("2", "failed")

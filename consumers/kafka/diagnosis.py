@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -9,7 +10,13 @@ from contextlib import asynccontextmanager
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError, for_code
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
 from aiokafka.protocol.api import Request
 
@@ -23,6 +30,7 @@ from streamtrain.kafka_connection import KafkaConnection
 
 __all__ = ["diagnose", "diagnose_dead_letters"]
 
+_COORDINATOR_ATTEMPTS, _COORDINATOR_PAUSE_S = 20, 0.25
 _FAILURES = (KafkaError, OSError, TimeoutError)
 
 
@@ -243,7 +251,7 @@ async def _group(settings: KafkaSettings, admin: AIOKafkaAdminClient, group: str
     grant = _grant(settings, f"TOPIC={settings.topic} GROUPS_READ={group}")
     refused = Finding.fault("source", f"this user may not take part in group {group!r}", grant)
     try:
-        coordinator = await admin.find_coordinator(group)
+        coordinator = await _coordinator(admin, group)
         reply = await admin._client.send(coordinator, _GroupRequest(group))
     except GroupAuthorizationFailedError:
         return refused
@@ -254,6 +262,16 @@ async def _group(settings: KafkaSettings, admin: AIOKafkaAdminClient, group: str
     ):
         return refused
     return Finding.ok("source", f"group {group!r} may be used")
+
+
+async def _coordinator(admin: AIOKafkaAdminClient, group: str) -> int:
+    """The broker that keeps a group. The first question of all makes a cluster create the topic that holds them."""
+    for _ in range(_COORDINATOR_ATTEMPTS):
+        try:
+            return int(await admin.find_coordinator(group))
+        except GroupCoordinatorNotAvailableError:
+            await asyncio.sleep(_COORDINATOR_PAUSE_S)
+    return int(await admin.find_coordinator(group))
 
 
 @asynccontextmanager

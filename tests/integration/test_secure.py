@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from consumers.kafka.diagnosis import diagnose, diagnose_dead_letters
 from consumers.kafka.settings import KafkaSettings
 from consumers.kafka.source import KafkaSource
 from streamtrain.errors import SourceError, SourceUnavailable, StoreRefused, StoreUnavailable
+from streamtrain.findings import Finding, Level, Resumption
+from streamtrain.kafka_connection import KafkaConnection
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.sources import Chunk
 from streamtrain.store.redis_store import RedisStore
@@ -138,6 +141,26 @@ async def first_value(made: KafkaSource) -> bytes | None:
         return chunk.records[0]
     finally:
         await made.close()
+
+
+@pytest.mark.kafka
+async def test_the_doctor_names_the_right_that_lacks_and_who_has_the_shipped_ones_is_well(
+    secure_kafka: SecureKafka, party: Party, tmp_path: Path
+) -> None:
+    async def seen(user: str, **settings: Any) -> list[Finding]:
+        options = sasl(secure_kafka, party.trainers[0].ca, tmp_path, user=user)
+        asked = KafkaSettings(**{"kind": "kafka", "topic": "clicks"} | options | settings)
+        return await diagnose(asked, Resumption())
+
+    assert [f for f in await seen("trainer", group_id="clicks-lag") if f.level is not Level.OK] == []
+    *_, group = await seen("trainer", group_id="of-others")
+    assert group.level is Level.FAULT and "GROUPS_READ=of-others sh deploy/kafka/acls.sh" in group.remedy
+    (stranger,) = await seen("stranger")
+    assert stranger.level is Level.FAULT and "PRINCIPAL=User:stranger TOPIC=clicks" in stranger.remedy
+    connection = KafkaConnection(**sasl(secure_kafka, party.trainers[0].ca, tmp_path))
+    (kept,), (refused,) = [await diagnose_dead_letters(connection, t) for t in ("clicks-dead", "clicks")]
+    assert kept.level is Level.OK
+    assert refused.level is Level.FAULT and "DEAD_LETTERS=clicks sh" in refused.remedy
 
 
 @pytest.mark.kafka

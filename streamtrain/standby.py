@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Self
 
-from streamtrain.errors import EpochMissing, Fenced, LogError, RegistrationRefused
+from streamtrain.errors import EpochMissing, Fenced, FormatUnknown, LogError, RegistrationRefused
 from streamtrain.health import Health
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.readers import Registration
@@ -62,7 +62,9 @@ class Standby:
 
         What cannot be read is tried again: it is the owner's to be stopped by a damaged log, and a takeover may repair it.
 
-        Raises: as `Ownership.owned`.
+        Raises:
+          FormatUnknown: the owner is of a newer version, which this one cannot follow.
+          And as `Ownership.owned`.
         """
         self._metrics.owner.set(0)
         begin = time.monotonic()
@@ -77,11 +79,13 @@ class Standby:
         logger.info("this daemon owns the model now, after %.1f s of standing by", time.monotonic() - begin)
 
     async def follow(self) -> None:
-        """Goes on to the head of the log, as far as that can be read."""
+        """Goes on to the head of the log, as far as that can be read. Raises FormatUnknown."""
         try:
             await asyncio.to_thread(self._register)
             await asyncio.to_thread(self._restorer.catch_up)
             lag = await asyncio.to_thread(self._lag)
+        except FormatUnknown:
+            raise  # It does not pass. A restart, once the newer version is installed, is what mends it.
         except LogError as error:
             if not self._failing:
                 logger.warning("this standby cannot follow the log, trying on: %s", error)

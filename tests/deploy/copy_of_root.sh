@@ -5,10 +5,11 @@
 set -euo pipefail
 folder=$(realpath "$1")
 shift
-export folder
+repository=$(realpath "$(dirname "$0")/../..")
+export folder repository
 exec unshare --pid --fork --kill-child --mount --net --uts --ipc --propagation private bash -euo pipefail -c '
 mount -t tmpfs tmpfs /mnt
-mkdir /mnt/upper /mnt/work /mnt/root
+mkdir /mnt/{upper,work,root,changes,spare}
 mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
 cd /mnt/root
 mount -t proc proc proc
@@ -23,6 +24,11 @@ mkdir dev/shm
 mount -t tmpfs tmpfs dev/shm
 mount -t tmpfs tmpfs tmp
 chmod 1777 tmp dev/shm
+# The repository may lie where nothing of the machine is seen: in /tmp, or on a file system of its own.
+if ! [ -e ".$repository" ]; then
+  mkdir -p ".$repository"
+  mount -t overlay overlay -o lowerdir="$repository",upperdir=/mnt/changes,workdir=/mnt/spare ".$repository"
+fi
 mkdir -p ".$folder" mnt/upper
 mount --bind "$folder" ".$folder"
 mount --rbind /mnt/upper mnt/upper

@@ -12,10 +12,10 @@ from tests.servers import ROOT
 __all__ = ["copy_kernels"]
 
 
-def copy_kernels(cache: Path) -> None:
-    """Fills a folder that NUMBA_CACHE_DIR names with the kernels beside the sources."""
+def copy_kernels(cache: Path, root: Path = ROOT) -> None:
+    """Fills a folder that NUMBA_CACHE_DIR names with the kernels beside the sources, which a process finds under `root`."""
     for compiled in ROOT.glob("streamtrain/**/__pycache__/*.nb[ic]"):
-        package = compiled.parent.parent
+        package = root / compiled.parent.parent.relative_to(ROOT)
         target = cache / _CacheLocator.get_suitable_cache_subpath(str(package / "any.py"))
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy2(compiled, target)

@@ -3,26 +3,27 @@
 # The machine is read-only in there, but for FOLDER and file systems in memory, and systemd's own units, which would clear
 # /tmp and write to /etc, are hidden. Nothing is left when it ends. Needs root.
 #
-#   machine.sh REPOSITORY FOLDER PYTHON
+#   machine.sh REPOSITORY FOLDER PYTHON PACKAGES
 #
-# PYTHON is the prefix of an interpreter, which appears as /opt/python, as homes are out of reach of the units.
+# REPOSITORY, the prefix of an interpreter and a folder of packages for it appear as /opt/repository, /opt/python and /opt/packages,
+# as homes and /tmp are out of reach of the units.
 # FOLDER appears as /run/test and holds
 #   etc/        laid over /etc: streamtrain/clicks.toml, credstore/..., systemd/system/...
 #   streamtrain the program, which appears as /opt/streamtrain/bin/streamtrain
 #   drive.sh    is run; its output goes to drive.out, and the machine ends with it
 #   var/        is /var
 set -euo pipefail
-repository=$(realpath "$1") folder=$(realpath "$2") python=$(realpath "$3")
+repository=$(realpath "$1") folder=$(realpath "$2") python=$(realpath "$3") packages=$(realpath "$4")
 group=/sys/fs/cgroup/systemd/streamtrain-$$
 mkdir "$group"
 trap 'find "$group" -depth -type d -exec rmdir {} \;' EXIT
-export repository folder python group
+export repository folder python packages group
 unshare --pid --fork --kill-child --mount --uts --ipc --propagation private bash -euo pipefail -c '
 echo 0 >"$group/cgroup.procs"
 mount -t tmpfs tmpfs /run
-mkdir -p /run/test /run/systemd/system /run/etc/upper /run/etc/work /run/python
+mkdir -p /run/test /run/systemd/system /run/etc/upper /run/etc/work /run/opt/{repository,python,packages}
 mount --bind "$folder" /run/test
-mount --bind "$python" /run/python
+for place in repository python packages; do mount --bind "${!place}" /run/opt/$place; done
 mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work /etc
 mount --bind /run/test/var /var
 mount -t proc proc /proc
@@ -34,8 +35,8 @@ for node in "null 3" "zero 5" "full 7" "random 8" "urandom 9"; do
   set -- $node
   mknod -m 666 /dev/$1 c 1 $2
 done
-mkdir -p /dev/shm /dev/pts /etc/systemd/system /opt/streamtrain/bin /opt/python
-mount --move /run/python /opt/python
+mkdir -p /dev/shm /dev/pts /etc/systemd/system /opt/streamtrain/bin /opt/{repository,python,packages}
+for place in repository python packages; do mount --move /run/opt/$place /opt/$place; done
 mount -t devpts -o newinstance,ptmxmode=0666 devpts /dev/pts
 ln -s pts/ptmx /dev/ptmx
 for point in $(findmnt --raw --noheadings --output TARGET | sort -u); do
@@ -45,7 +46,7 @@ for point in $(findmnt --raw --noheadings --output TARGET | sort -u); do
     *) mount -o remount,bind,ro "$point" ;;
   esac
 done
-if touch / 2>/dev/null || touch "$repository" 2>/dev/null; then
+if touch / 2>/dev/null || touch /opt/repository 2>/dev/null; then
   echo "the machine could be written to from inside: not booted" >&2
   exit 1
 fi
@@ -64,7 +65,7 @@ ExecStart=/bin/bash -eu /run/test/drive.sh
 StandardOutput=append:/run/test/drive.out
 StandardError=append:/run/test/drive.out
 END
-cp "$repository"/deploy/systemd/*.service /etc/systemd/system
+cp /opt/repository/deploy/systemd/*.service /etc/systemd/system
 cp -r /run/test/etc/. /etc
 cp /run/test/streamtrain /opt/streamtrain/bin/
 echo "streamtrain:x:990:990::/var/lib/streamtrain:/usr/sbin/nologin" >>/etc/passwd

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 import sysconfig
@@ -44,7 +43,7 @@ show broken streamtrain@broken ExecMainStatus
 show broken-state streamtrain@broken SubState
 """
 PROGRAM = """#!/bin/sh
-export PYTHONPATH={path} LD_LIBRARY_PATH=/opt/python/lib
+export PYTHONPATH=/opt/repository:/opt/packages LD_LIBRARY_PATH=/opt/python/lib
 exec /opt/python/bin/python{version} -m streamtrain "$@"
 """
 # The time in which a stopped daemon is noticed is shortened; the rest is as shipped.
@@ -66,11 +65,10 @@ def folder(tmp_path: Path) -> Path:
     (etc / "systemd/system/streamtrain@.service.d/test.conf").write_text(WATCHDOG)
     write(tmp_path / "samples-1.jsonl", samples(500))
     (tmp_path / "drive.sh").write_text(DRIVE)
-    path = f"{ROOT}:{sysconfig.get_path('purelib')}"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    (tmp_path / "streamtrain").write_text(PROGRAM.format(path=shlex.quote(path), version=version))
+    (tmp_path / "streamtrain").write_text(PROGRAM.format(version=version))
     (tmp_path / "streamtrain").chmod(0o755)
-    copy_kernels(var / "cache/streamtrain/numba")
+    copy_kernels(var / "cache/streamtrain/numba", Path("/opt/repository"))
     for place in (tmp_path, *tmp_path.rglob("*")):
         place.chmod(0o755 if place.is_dir() else place.stat().st_mode | 0o044)
     return tmp_path
@@ -86,7 +84,8 @@ def test_systemd_starts_watches_restarts_and_stops_what_it_is_told_of(folder: Pa
         pytest.skip(
             "needs root, control groups with a hierarchy named systemd, and a machine without a systemd of its own"
         )
-    command = ["bash", "tests/deploy/machine.sh", str(ROOT), str(folder), sys.base_prefix]
+    packages = sysconfig.get_path("purelib")
+    command = ["bash", "tests/deploy/machine.sh", str(ROOT), str(folder), sys.base_prefix, packages]
     run = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=ROOT)
     told = "".join(p.read_text() for p in (folder / "drive.out", folder / "unit.out") if p.exists())
     said = dict(line.split(" ", 1) for line in told.splitlines() if line.partition(" ")[2])

@@ -290,11 +290,11 @@ async def test_the_password_comes_from_a_file_or_the_environment(
     assert "s3cret" not in str(caught.value)
 
 
-async def test_a_user_with_the_documented_rights_is_enough_and_with_fewer_is_refused(
+async def test_a_user_with_the_shipped_rights_is_enough_and_with_fewer_is_refused(
     start_redis: StartRedis, tmp_path: Path
 ) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
-    (rule,) = re.findall(r"ACL SETUSER trainer on >PASSWORD (.*)", text)
+    text = (Path(__file__).parents[2] / "deploy" / "redis" / "users.acl").read_text()
+    (rule,) = re.findall(r"user streamtrain on #\w+ (.*)", text)
     server = start_redis("--user", "trainer", "on", ">s3cret", *rule.split())
     (tmp_path / "password").write_text("s3cret\n")
     url, password_file = f"redis://trainer@127.0.0.1:{server.port}/1", str(tmp_path / "password")

@@ -62,7 +62,11 @@ def _described(text: bytes, path: Path) -> ModelDescription:
 
 PATCHES: list[tuple[Any, str, Any]] = [
     (streamtrain.log.reader, "Container", _opened),
-    (streamtrain.log.reader, "format", SimpleNamespace(decode=_decoded, Kind=format.Kind)),
+    (
+        streamtrain.log.reader,
+        "format",
+        SimpleNamespace(decode=_decoded, Kind=format.Kind, unknown=format.unknown),
+    ),
     (streamtrain.log.reader, "ModelDescription", SimpleNamespace(from_json=_described)),
     (streamtrain.serving.files, "Container", _opened),
     (exporters.deltas, "ServedModel", SimpleNamespace(of_job=_of_job)),

@@ -136,7 +136,7 @@ class LedgerLearner:
 
     def __init__(self) -> None:
         self.model = Ledger()
-        self.dense = self.prequential = NOTHING
+        self.dense, self.prequential = SimpleNamespace(compilations=0), NOTHING
         self.sparse: Any = _Nothing()
         self.sparse.needs_history = False  # No table counts what it has not admitted.
         self.sparse.resident = frozenset()

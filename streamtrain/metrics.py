@@ -12,6 +12,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from streamtrain.stages import Stages
+from streamtrain.thread_seconds import ThreadSeconds
 from streamtrain.training.prequential import Quality
 
 __all__ = ["Definition", "Metrics"]
@@ -80,6 +81,7 @@ class Metrics:
                 "on",
             ),
         )
+        self._show_threads()
         self.epoch = self._gauge("epoch", "Number of the newest durable epoch.")
         self.committed = self._gauge(
             "epoch_committed_timestamp_seconds", "When the newest epoch became durable."
@@ -192,6 +194,11 @@ class Metrics:
             "measure",
             "over",
         )
+
+    def _show_threads(self) -> None:
+        name, text = "thread_cpu_seconds", "Processor time by kind of thread; a pool's threads are one kind."
+        self._define(f"{name}_total", "counter", text, ("thread",))
+        self.registry.register(ThreadSeconds(f"streamtrain_{name}", text))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         self._define(f"{name}_total", "counter", text, labels)

@@ -29,6 +29,9 @@ from streamtrain.training.runtime import differences
 
 __all__ = ["Replay", "replay"]
 
+_RECORDED = ("batch_size", "window_samples", "dense_threads")
+"""Of `[training]`, what decides bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Replay:
@@ -70,9 +73,8 @@ async def replay(
     if expected.restores is not None:
         return Replay(epoch, 0, 0, *_compare(expected, await asyncio.to_thread(redone, log, expected)))
     # What the job may change between starts, as it was when the epoch was learned.
-    recorded = {
-        name: int(expected.notes[name]) for name in ("batch_size", "window_samples") if name in expected.notes
-    }
+    recorded = {name: int(expected.notes[name]) for name in _RECORDED if name in expected.notes}
+    recorded.setdefault("dense_threads", 1)  # Before it could be chosen.
     job = job.model_copy(update={"training": job.training.model_copy(update=recorded)})
     source: Source = plugins.load("consumers", job.source.kind)(job.source)
     learner = await asyncio.to_thread(_restored, job, log, epoch, source.sequential)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from streamtrain.dense.buckets import Buckets, Program, Shape
 from streamtrain.dense.model import ModelSettings, Params, build_model, features_of
 from streamtrain.dense.state import placed
+from streamtrain.dense.threads import use_threads
 from streamtrain.errors import ConfigError
 from streamtrain.layout import FLAT, Layout, Shared
 from streamtrain.plugins import blamed
@@ -43,6 +44,7 @@ class DensePredictor:
         Raises:
           ConfigError: there is no such model, or it cannot use these inputs.
         """
+        use_threads()
         self._name = f"model {model.kind!r}"
         with blamed(ConfigError, f"{self._name}: making it"):
             self.model = build_model(layout, model)

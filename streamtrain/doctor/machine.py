@@ -23,7 +23,7 @@ def examine_machine(threads: int, newest_s: float | None) -> list[Finding]:
     """Looks at this machine.
 
     Args:
-      threads: `training.threads`.
+      threads: the larger of `training.threads` and `training.dense_threads`.
       newest_s: when the log's newest epoch was written, seconds since 1970; None where there is none.
     """
     cpuinfo = quota = ""
@@ -71,12 +71,12 @@ def cores_granted(allowed: int, quota: str) -> float:
 
 
 def judge_cores(cores: float, threads: int) -> Finding:
-    """Args: what `cores_granted` says, and `training.threads`."""
+    """Args: what `cores_granted` says, and `threads` of `examine_machine`."""
     if threads > max(1.0, cores):
         return Finding.warning(
             "processor",
-            f"training.threads = {threads} share {cores:g} cores: each waits for the other",
-            f"training.threads = {max(1, int(cores))}, or more cores",
+            f"{threads} threads (training.threads, dense_threads) share {cores:g} cores: each waits for the other",
+            f"training.threads and training.dense_threads of at most {max(1, int(cores))}, or more cores",
         )
     if cores < 2:
         return Finding.warning(

@@ -14,6 +14,7 @@ import numpy as np
 
 from streamtrain.config import Job
 from streamtrain.dense.net import DenseNet
+from streamtrain.dense.threads import use_threads
 from streamtrain.log.lineage import losses_note, losses_of, with_losses
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.log.recovery import Timed
@@ -49,6 +50,7 @@ class Learner:
     def __init__(self, job: Job) -> None:
         layout = job.layout
         set_threads(job.training.threads)
+        use_threads(job.training.dense_threads)
         self.layout = layout
         self._no_rows = partial(SparseNet, layout, job.tables, job.seed)
         self.sparse = self._no_rows()
@@ -249,6 +251,7 @@ class Learner:
         """What may change from one start to the next and yet decides bits: padded shapes follow from the batch size."""
         return {
             "batch_size": str(self._training.batch_size),
+            "dense_threads": str(self._training.dense_threads),
             "window_samples": str(self._training.window_samples),
             "source": self.source,
             NOTE: runtime_note(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -31,8 +30,6 @@ def runtime() -> Mapping[str, str]:
         **{name: version(name) for name in _LIBRARIES},
         "processor": f"{platform.machine()} {llvm.get_host_cpu_name()}",
         "vectors": " ".join(vectors),
-        # XLA splits large products over its threads, one a core.
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
     }
 
 
@@ -48,6 +45,6 @@ def differences(notes: Mapping[str, str]) -> list[str]:
     now = runtime()
     return [
         f"{name} was {then.get(name, 'not told')}, is {now.get(name, 'not told')}"
-        for name in (sorted({*then, *now}) if then else ())
+        for name in (sorted(now) if then else ())
         if then.get(name) != now.get(name)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from streamtrain.dead_letters.settings import AnyDeadLetters
+from streamtrain.dense.threads import DEFAULT as DENSE_THREADS
 from streamtrain.settings import Settings
 
 __all__ = ["BadSampleSettings", "TrainingSettings"]
@@ -36,6 +37,9 @@ class TrainingSettings(Settings):
     threads: int = Field(default=2, ge=1, le=64)
     """Threads that share the rows of a minibatch, the trainer's among them: as many as there are cores to spare. What is
     learned is the same, bit for bit, for any number."""
+    dense_threads: int = Field(default=DENSE_THREADS, ge=1, le=64)
+    """Threads that compute the dense half. The last bits of what is learned depend on their number, not on the cores that they
+    get: each epoch notes it, and `replay` uses what it notes. 1 is the fastest for tiny models and minibatches."""
     stop_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """On SIGTERM: how long the last epoch and the views of the log may take."""
     quarantine_max: int = Field(default=10, ge=0, le=1_000_000)

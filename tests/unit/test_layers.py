@@ -78,7 +78,12 @@ ONLY = {
     "optax": ("streamtrain.dense",),
     "aiohttp": ("streamtrain.http", "streamtrain.http_guard"),
     "matplotlib": ("streamtrain.analysis.picture",),
-    "prometheus_client": ("streamtrain.metrics", "streamtrain.http", "streamtrain.serving.metrics"),
+    "prometheus_client": (
+        "streamtrain.metrics",
+        "streamtrain.thread_seconds",
+        "streamtrain.http",
+        "streamtrain.serving.metrics",
+    ),
 }
 
 

@@ -1,10 +1,10 @@
 """What of the speed of a training step is left end to end: Kafka, durable epochs, Redis, deltas, a follower.
 
-    python -m benchmarks.end_to_end [--samples 400000] [--batch 5000] [--codec json arrow] [--load 0.8] [--json]
+    python -m benchmarks.end_to_end [--samples 800000] [--warm 400000] [--batch 5000] [--codec json arrow] [--load 0.8] [--json]
 
 The work is that of `train_step`: 23 slots of one id, heavy-tailed over `--rows` rows, dim 18, Adagrad, 414-200-80-1 with Adam.
-`train_step_samples_per_s` is the learner alone, on the same samples in memory and from an empty table, like the daemon. Then
-the daemon learns all of them from a Kafka topic of 4 partitions, with one-second epochs, a Redis store, deltas and
+`train_step_samples_per_s` is the learner alone, on the same samples in memory. Rates are of what follows the first `--warm` samples: until
+then most rows are new, and what is measured is how fast the system finds memory for them in three processes. The daemon learns all of them from a Kafka topic of 4 partitions, with one-second epochs, a Redis store, deltas and
 `streamtrain follow`, all on this machine: by codec, `share_CODEC` is its rate against the learner's. Last, a producer sends at
 `--load` of the rate that the daemon reached, and `freshness` tells how old events are when the follower first has them.
 
@@ -93,20 +93,27 @@ def minibatches(job: Job, lines: Path) -> Iterator[Minibatch]:
             yield minibatch
 
 
-def train_step_rates(samples: Data) -> tuple[float, float]:
-    """Samples a second of the learner alone, by the clock and by processor time; epochs are cut outside of both."""
+def train_step_rates(samples: Data, warm: int) -> tuple[float, float]:
+    """Samples a second of the learner alone after the first `warm`, by the clock and by processor time.
+
+    Epochs are cut outside of both.
+    """
     job = load_job(str(samples.config))
     learner = Learner.warm(job)
     learner.restore([learner.genesis({"p": 0}, "files")], sequential=True)
     seconds = processor_s = 0.0
+    learned = counted = 0
     for number, minibatch in enumerate(list(minibatches(job, samples.lines))):
         begin, processor = time.perf_counter(), time.process_time()
         learner.learn(minibatch)
-        seconds += time.perf_counter() - begin
-        processor_s += time.process_time() - processor
+        if learned >= warm:
+            counted += minibatch.batch.size
+            seconds += time.perf_counter() - begin
+            processor_s += time.process_time() - processor
+        learned += minibatch.batch.size
         if number % 20 == 19:
             learner.cut()
-    return samples.samples / seconds, samples.samples / processor_s
+    return counted / seconds, counted / processor_s
 
 
 def fill(kafka: KafkaServer, topic: str, codec: str, samples: Data) -> None:
@@ -135,7 +142,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     samples = work_of(folder, options.samples, options.rows, options.batch)
-    alone, alone_a_core = train_step_rates(samples)
+    alone, alone_a_core = train_step_rates(samples, options.warm)
     result: dict[str, Any] = {"samples": samples.samples, "batch": options.batch}
     result["train_step_samples_per_s"] = round(alone)
     result["train_step_samples_per_core_s"] = round(alone_a_core)
@@ -149,7 +156,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "topic": topic,
                 "codec": codec,
             }
-            found = throughput.learned(folder / codec, samples, source, options.batch, redis)
+            found = throughput.learned(
+                folder / codec, samples, source, options.batch, redis, {"kafka": kafka.pid}, options.warm
+            )
         result[f"share_{codec}"] = round(found["samples_per_s"] / alone, 3)
         result[f"processor_share_{codec}"] = round(found["samples_per_core_s"] / alone_a_core, 3)
         result[codec] = found
@@ -170,7 +179,10 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--samples", type=int, default=400_000, help="in the topic (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=800_000, help="in the topic (default: %(default)s)")
+    parser.add_argument(
+        "--warm", type=int, default=400_000, help="of these, before the clock runs (default: %(default)s)"
+    )
     parser.add_argument("--rows", type=int, default=10_000_000, help="that ids are of (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=5000, help="samples a minibatch (default: %(default)s)")
     parser.add_argument(
@@ -187,6 +199,8 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
+    if not 0 <= options.warm < options.samples:
+        parser.error("--warm must leave samples to measure")
     if options.load and "json" not in options.codec:
         parser.error("freshness is measured with JSON: add it to --codec, or say --load 0")
     return options

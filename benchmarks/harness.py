@@ -39,6 +39,7 @@ __all__ = [
     "stage_shares",
     "streamtrain",
     "tell",
+    "thread_seconds",
 ]
 
 FOLDER = Path("build/bench")
@@ -166,12 +167,12 @@ class Usage:
 
 
 def counters(exposition: str) -> dict[str, float]:
-    """The samples of a `/metrics` page by name; those that differ in labels alone are added up, but for stages: `name.stage`."""
+    """The samples of a `/metrics` page by name; those that differ in labels alone are added up, but for `name.STAGE` and `name.THREAD`."""
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(exposition):
         for sample in family.samples:
-            stage = sample.labels.get("stage")
-            name = sample.name if stage is None else f"{sample.name}.{stage}"
+            kind = sample.labels.get("stage") or sample.labels.get("thread")
+            name = sample.name if kind is None else f"{sample.name}.{kind}"
             values[name] = values.get(name, 0.0) + sample.value
     return values
 
@@ -191,6 +192,16 @@ def stage_shares(before: Mapping[str, float], after: Mapping[str, float], second
     return {
         stage: round((after.get(name, 0.0) - before.get(name, 0.0)) / seconds, 3)
         for stage, name in STAGES.items()
+    }
+
+
+def thread_seconds(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Processor seconds between two pages of `/metrics`, by kind of the daemon's threads."""
+    prefix = "streamtrain_thread_cpu_seconds_total."
+    return {
+        name.removeprefix(prefix): seconds - before.get(name, 0.0)
+        for name, seconds in after.items()
+        if name.startswith(prefix)
     }
 
 

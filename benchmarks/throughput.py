@@ -4,7 +4,7 @@
 
 Each run is `streamtrain run` over all samples of a new model: from Parquet, JSON lines (files) or JSON in a Kafka topic
 of 4 partitions; `plain` has neither store nor exports, `full` has a real Redis, a delta export and a follower of it. The clock runs from
-readiness until everything is learned; epochs are cut, synced and exported every second meanwhile. Compilation is left
+readiness until all but everything is learned; epochs are cut, synced and exported every second meanwhile. Compilation is left
 out: it happens before readiness. `evaluate` is the same learning without a log.
 
 How to read it: `read` to `commit` are shares of the wall clock that a stage was at work. `trainer_waits` near 0: the
@@ -27,12 +27,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.freshness import overrides
 from benchmarks.harness import (
     FOLDER,
     Data,
+    Usage,
     counters,
     data,
     machine,
@@ -41,6 +43,7 @@ from benchmarks.harness import (
     stage_shares,
     streamtrain,
     tell,
+    thread_seconds,
 )
 from tests.daemon import Daemon
 from tests.servers import KafkaServer, RedisServer
@@ -50,7 +53,9 @@ __all__ = ["PARTITIONS", "learned", "options_of"]
 SOURCES = ("parquet", "jsonl", "kafka")
 PARTITIONS = 4
 TOPIC = "bench"
-_POLL_S = 0.05
+_POLL_S = 0.5
+"""Making and reading a page of metrics takes some 10 ms on either side, which are the daemon's cores."""
+_AT, _SAMPLES = "at_s", "streamtrain_samples_total"
 _PATIENCE_S = 300.0
 
 
@@ -102,43 +107,63 @@ def _run(
 
 
 def learned(
-    where: Path, samples: Data, source: Mapping[str, Any], batch: int, redis: RedisServer | None
+    where: Path,
+    samples: Data,
+    source: Mapping[str, Any],
+    batch: int,
+    redis: RedisServer | None,
+    beside: Mapping[str, int] = MappingProxyType({}),
+    after: int = 0,
 ) -> dict[str, Any]:
-    """One daemon over all samples of `source`. With `redis` come exports, and a process that follows them."""
+    """One daemon over all samples of `source`. With `redis` come exports, and a process that follows them.
+
+    Args:
+      beside: processes by name whose processor time is told too. That of the daemon is told by kind of thread.
+      after: the clock runs once so many samples are learned.
+    """
     where.mkdir()
     config = where / "job.toml"
     shutil.copy(samples.config, config)
     store = "memory://" if redis is None else redis.url
     environment = overrides(where, source=source, store=store, exports=redis is not None)
     environment["STREAMTRAIN__TRAINING__BATCH_SIZE"] = str(batch)
+    others = dict(beside)
     with ExitStack() as stack:
         daemon = stack.enter_context(Daemon(config, **environment))
         daemon.until_says("learning: epoch")
         if redis is not None:
             following = streamtrain("follow", where / "exports", "--json")
-            stack.enter_context(running(following, where / "follower.jsonl"))
-        begin = time.monotonic()
-        first = last = next(pages := _pages(daemon))
-        while last["streamtrain_samples_total"] < samples.samples:
-            last = next(pages)
-        seconds = time.monotonic() - begin
+            others["follower"] = stack.enter_context(running(following, where / "follower.jsonl")).pid
+            others["redis"] = redis.pid
+        looks = _looks(daemon, others)
+        first = next(looks)
+        while first[_SAMPLES] < after:
+            first = next(looks)
+        before = last = next(looks)
+        while last[_SAMPLES] < samples.samples:
+            before, last = last, next(looks)
         if code := daemon.stop():
             raise SystemExit(f"the daemon ended with {code}:\n{daemon.text[-3000:]}")
+    # The last look may have come any time after the last sample: what is told ends with the one before.
+    last = before if before[_SAMPLES] > first[_SAMPLES] else last
+    seconds, count = last[_AT] - first[_AT], last[_SAMPLES] - first[_SAMPLES]
     views = {"streamtrain_store_applied_epoch", "streamtrain_export_epoch"} if redis is not None else set()
     processor = last["process_cpu_seconds_total"] - first["process_cpu_seconds_total"]
+    spent = thread_seconds(first, last) | {name: last[name] - first[name] for name in others}
     shutil.rmtree(where)
     return {
-        "samples_per_s": round(samples.samples / seconds),
-        **stage_shares(dict.fromkeys(first, 0.0), last, seconds),
+        "samples_per_s": round(count / seconds),
+        **stage_shares(first, last, seconds),
         "cores": round(processor / seconds, 2),
-        "samples_per_core_s": round(samples.samples / processor),
-        "epochs": int(last["streamtrain_epoch"]),
+        "samples_per_core_s": round(count / processor),
+        "epochs": int(last["streamtrain_epoch"] - first["streamtrain_epoch"]),
+        "processor_us_a_sample": {name: round(1e6 * spent[name] / count, 2) for name in sorted(spent)},
         "behind": int(max((last["streamtrain_epoch"] - last.get(view, 0) for view in views), default=0)),
     }
 
 
-def _pages(daemon: Daemon) -> Iterator[dict[str, float]]:
-    """Looks at `/metrics` again and again.
+def _looks(daemon: Daemon, others: Mapping[str, int]) -> Iterator[dict[str, float]]:
+    """Looks at `/metrics` again and again, at the clock, and at the processor time of processes by name.
 
     Raises:
       SystemExit: the daemon has ended, or is not done in time.
@@ -147,7 +172,9 @@ def _pages(daemon: Daemon) -> Iterator[dict[str, float]]:
     while time.monotonic() < deadline:
         if not daemon.running:
             raise SystemExit(f"the daemon ended:\n{daemon.text[-3000:]}")
-        yield counters(daemon.get("/metrics")[1])
+        page = counters(daemon.get("/metrics")[1])
+        spent = {name: Usage.of(process).processor_s for name, process in others.items()}
+        yield {"streamtrain_epoch": 0.0} | page | spent | {_AT: time.monotonic()}
         time.sleep(_POLL_S)
     raise SystemExit(
         f"the daemon did not learn everything within {_PATIENCE_S:.0f} s:\n{daemon.text[-3000:]}"

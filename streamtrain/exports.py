@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from streamtrain.errors import DeltaGap, EpochMissing, ExportError, StreamtrainError
 from streamtrain.log.model import ModelDescription
-from streamtrain.log.reader import LogReader
 from streamtrain.log.record import EpochRecord
+from streamtrain.log.shared import Epochs
 from streamtrain.plugins import blamed
 from streamtrain.serving.manifest import Position
 from streamtrain.settings import Settings
@@ -105,7 +105,7 @@ class ExportRunner:
       exporter: made for this log's model.
     """
 
-    def __init__(self, log: LogReader, exporter: Exporter) -> None:
+    def __init__(self, log: Epochs, exporter: Exporter) -> None:
         self._log = log
         self._exporter = exporter
         self.status = ExportStatus(position=exporter.position())

@@ -25,7 +25,9 @@ from streamtrain.identity import check_same_model
 from streamtrain.letterbox import Letterbox, sink_of
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.headstart import Headstart
+from streamtrain.log.model import ModelDescription
 from streamtrain.log.record import EpochRecord
+from streamtrain.log.shared import SharedReads
 from streamtrain.logs import configure_logging, correlate
 from streamtrain.metrics import Metrics
 from streamtrain.outages import outlasted
@@ -255,7 +257,8 @@ class Service:
             stack.enter_context(log.lock())
         check_same_model(job, log.model.job, str(job.log.path))
         store = await self._open_store(log, stack)
-        applier = None if store is None else StoreApplier(log, store)
+        epochs = SharedReads(log)
+        applier = None if store is None else StoreApplier(epochs, store)
         source = self._make_source(stack)
         decoder = Decoder(job.sample_schema, job.source.codec, leaves_max=job.source.leaves_max)
         source.use_columns(decoder.columns.arrow_schema.names)
@@ -300,7 +303,7 @@ class Service:
             learner, handoff, self._committer, job.training, interval_s, self._metrics, progress, sweeps
         )
         self._health.watch(self._trainer.pulse)
-        runners = self._export_runners(log, stack)
+        runners = self._export_runners(log.model, epochs, stack)
         views = self._views = Views(job.log, log, head, source, applier, runners, self._metrics)
         # The settings may have been read again since this began.
         self._hand_on()
@@ -375,15 +378,17 @@ class Service:
             stack.push_async_callback(asyncio.to_thread, recorder.close)
             decoder.columns.observer = recorder.see
 
-    def _export_runners(self, log: EpochLog, stack: AsyncExitStack) -> dict[str, ExportRunner]:
+    def _export_runners(
+        self, model: ModelDescription, epochs: SharedReads, stack: AsyncExitStack
+    ) -> dict[str, ExportRunner]:
         runners: dict[str, ExportRunner] = {}
         for number, settings in enumerate(self._job.exports):
             made = plugins.load("exporters", settings.kind)
             with plugins.blamed(ConfigError, f"exporter {settings.kind!r}: making it"):
-                exporter = made(settings, log.model, takeover=self._job.failover is not None)
+                exporter = made(settings, model, takeover=self._job.failover is not None)
             stack.callback(exporter.close)
             name = settings.kind if settings.kind not in runners else f"{settings.kind}-{number}"
-            runners[name] = ExportRunner(log, exporter)
+            runners[name] = ExportRunner(epochs, exporter)
         return runners
 
     def _announcer(self, head: Head) -> Callable[[EpochRecord, str], None]:

@@ -7,27 +7,18 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from streamtrain.errors import EpochMissing, StoreBehind, StoreRefused, StoreUnavailable, StreamtrainError
 from streamtrain.log.record import EpochRecord
+from streamtrain.log.shared import Epochs
 from streamtrain.store.store import Store
 
-__all__ = ["CommittedEpochs", "StoreApplier", "StoreStatus"]
+__all__ = ["StoreApplier", "StoreStatus"]
 
 logger = logging.getLogger(__name__)
 
 _ROUNDS_MAX = 4
 _PROGRESS_EPOCHS = 100
-
-
-class CommittedEpochs(Protocol):
-    """What the applier reads: the epoch log has this shape. Its methods block, and run in a thread."""
-
-    def head(self) -> int | None: ...
-    def read(self, epoch: int) -> EpochRecord: ...
-    def bases(self) -> list[int]: ...
-    def read_base(self, epoch: int) -> EpochRecord: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +49,7 @@ class StoreApplier:
       clock: wall clock, seconds since 1970.
     """
 
-    def __init__(self, log: CommittedEpochs, store: Store, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, log: Epochs, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._log, self._store, self._clock = log, store, clock
         self.status = StoreStatus(since=clock())
         self._turn = asyncio.Lock()

@@ -7,11 +7,14 @@ weights float32 x D, optimizer slots float32 x K, count uint32, last step uint32
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
+from streamtrain.sparse.jit import kernel, prefetch
+from streamtrain.sparse.memory import as_input
 from streamtrain.sparse.turns import tickets_of
 
 __all__ = [
@@ -26,7 +29,10 @@ __all__ = [
     "shard_of",
     "unpack_values",
     "value_dtype",
+    "warm_up",
 ]
+
+Words = NDArray[Any]
 
 # 2^64 divided by the golden ratio, odd: Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4) spreads even ids that are no hashes.
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -36,6 +42,9 @@ ROWS_MAX, BYTES_MAX = 2048, 1 << 20
 """Bounds on one call, so that a script holds the single-threaded server for a few milliseconds at most."""
 
 ID_BYTES, TICKET_BYTES = 8, 4
+ID_WORDS, TAIL_WORDS = 2, 2
+"""Words of 4 bytes: of an id; and of a row's count and last step."""
+AHEAD = 8
 
 
 def shard_of(ids: NDArray[np.uint64], shards: int) -> NDArray[np.uint16]:
@@ -81,14 +90,51 @@ def group(ids: NDArray[np.uint64], shards: int) -> Grouped:
 
 def pack_rows(rows: TableRows, index: NDArray[np.int64]) -> bytes:
     """Rows `index` of `rows`, each as 8 bytes of id and its value."""
-    value = value_dtype(rows.weights.shape[1], rows.slots.shape[1])
-    packed = np.empty(len(index), np.dtype([("id", "<u8"), ("value", value)]))
-    packed["id"] = rows.ids[index]
-    packed["value"]["weights"] = rows.weights[index]
-    packed["value"]["slots"] = rows.slots[index]
-    packed["value"]["count"] = rows.counts[index]
-    packed["value"]["last_step"] = rows.last_steps[index]
+    words = ID_WORDS + rows.weights.shape[1] + rows.slots.shape[1] + TAIL_WORDS
+    packed = np.empty((len(index), words), np.uint32)
+    ids, counts, last_steps = (
+        as_input(column, dtype).view(np.uint32)
+        for column, dtype in ((rows.ids, np.uint64), (rows.counts, np.uint32), (rows.last_steps, np.uint32))
+    )
+    weights, slots = (as_input(part, np.float32).view(np.uint32) for part in (rows.weights, rows.slots))
+    _pack(ids.reshape(-1, ID_WORDS), weights, slots, counts, last_steps, as_input(index, np.int64), packed)
     return packed.tobytes()
+
+
+@kernel
+def _pack(
+    ids: Words, weights: Words, slots: Words, counts: Words, last_steps: Words, index: Words, packed: Words
+) -> None:
+    """Copies rows into one block, on a machine whose byte order is that of the store, which JAX has no other of.
+
+    Args:
+      ids: `[R, 2]` uint32, halves of the ids; weights, slots: `[R, D]`, `[R, K]` uint32, bits of float32; counts,
+        last_steps: `[R]` uint32; all read-only.
+      index: `[N]` int64, which rows.
+      packed: `[N, 2 + D + K + 2]` uint32; overwritten.
+    """
+    dim, held = weights.shape[1], slots.shape[1]
+    for n in range(index.size):
+        # The rows of a shard lie all over the record.
+        if n + AHEAD < index.size:
+            near = index[n + AHEAD]
+            prefetch(weights, near, np.int64(0))
+            prefetch(weights, near, np.int64(64))
+            prefetch(slots, near, np.int64(0))
+            prefetch(slots, near, np.int64(64))
+        row, out = index[n], packed[n]
+        out[0], out[1] = ids[row, 0], ids[row, 1]
+        for d in range(dim):
+            out[2 + d] = weights[row, d]
+        for k in range(held):
+            out[2 + dim + k] = slots[row, k]
+        out[2 + dim + held] = counts[row]
+        out[3 + dim + held] = last_steps[row]
+
+
+def warm_up() -> None:
+    """Compiles the kernel, or takes it from the disk. It takes seconds the first time: call it in a thread."""
+    pack_rows(TableRows.empty(1, 1), np.empty(0, np.int64))
 
 
 def pack_tickets(ids: NDArray[np.uint64]) -> bytes:

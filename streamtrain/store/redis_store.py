@@ -16,7 +16,15 @@ from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.sparse.turns import TICKETS
 from streamtrain.store.checks import check_servers, memory
 from streamtrain.store.node import Argument
-from streamtrain.store.packing import BYTES_MAX, ROWS_MAX, TICKET_BYTES, group, unpack_values, value_dtype
+from streamtrain.store.packing import (
+    BYTES_MAX,
+    ROWS_MAX,
+    TICKET_BYTES,
+    group,
+    unpack_values,
+    value_dtype,
+    warm_up,
+)
 from streamtrain.store.router import Router
 from streamtrain.store.scripts import APPLY, BEGIN, CLAIM, PULL, SCAN, STATE, Script
 from streamtrain.store.settings import StoreSettings
@@ -49,6 +57,7 @@ class RedisStore:
         self._description: StoreDescription | None = None
 
     async def open(self, description: StoreDescription) -> None:
+        await asyncio.to_thread(warm_up)
         await self._router.connect()
         check_servers(await self._router.info())
         self._description = description

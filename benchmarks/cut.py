@@ -1,6 +1,6 @@
 """How long a cut stops the trainer, and how fast the log takes an epoch, against the disk itself.
 
-    python -m benchmarks.cut [--rows 4000000] [--changed 500000] [--dim 18 8] [--rounds 10] [--json]
+    python -m benchmarks.cut [--rows 4000000] [--changed 500000] [--dim 18 8] [--rounds 10] [--threads 2] [--json]
 
 A table of `rows` rows, of which `changed` random ones changed since the last cut. `pause_ms_per_500k_rows` is the wall time
 of the cut, in which the trainer learns nothing, median over rounds; the first round, for which the system finds memory, is told
@@ -28,9 +28,11 @@ from streamtrain.layout import Layout
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.log.record import EpochRecord, TableRows
 from streamtrain.samples.schema import Schema, SparseSlot
+from streamtrain.sparse.crew import set_threads
 from streamtrain.sparse.dynamic import DynamicTable
 from streamtrain.sparse.net import SparseNet
 from streamtrain.sparse.settings import TableSettings
+from streamtrain.training.settings import TrainingSettings
 
 __all__ = ["measure"]
 
@@ -68,9 +70,9 @@ def measure(folder: Path, rows: int, count: int, dim: int, rounds: int) -> dict[
     rates: dict[str, list[float]] = {"log": [], "disk": []}
     for epoch in range(1, rounds + 2):
         net.tables["t"].load(changed(rows, count, dim, random), dirty=True)
-        wall, processor = time.perf_counter(), time.thread_time()
+        wall, processor = time.perf_counter(), time.process_time()
         tables = net.cut()
-        pauses.append((time.perf_counter() - wall, time.thread_time() - processor))
+        pauses.append((time.perf_counter() - wall, time.process_time() - processor))
         assert len(tables["t"].ids) == count
         record = EpochRecord(epoch, previous, epoch - 1, epoch, 0, 0, {}, tables, {}, {})
         seconds, previous = timed(lambda record=record: log.append(record))  # type: ignore[misc]
@@ -122,8 +124,15 @@ def main() -> None:
     parser.add_argument("--changed", type=int, default=500_000, help="rows a cut (default: %(default)s)")
     parser.add_argument("--dim", type=int, nargs="+", default=[18, 8], help="floats a row (default: 18 8)")
     parser.add_argument("--rounds", type=int, default=10, help="cuts (default: %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=TrainingSettings().threads,
+        help="that copy (default: %(default)s, as the daemon)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
+    set_threads(options.threads)
     result: dict[str, Any] = {"machine": machine()}
     for dim in options.dim:
         result[f"dim_{dim}"] = measure(FOLDER / "cut", options.rows, options.changed, dim, options.rounds)

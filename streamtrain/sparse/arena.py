@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from streamtrain.log.record import TableRows
 from streamtrain.sparse.copies import Copies
+from streamtrain.sparse.crew import pieces, share
 from streamtrain.sparse.jit import kernel, prefetch_row
 from streamtrain.sparse.memory import as_input, give_back, reserve
 
@@ -48,7 +49,13 @@ class Arena:
                 ((count,), np.uint32),
             ]
         )
-        gather(self.words, self.bits, rows, weights, slots, counts, last_steps)
+
+        def copy(first: int, end: int) -> None:
+            own = slice(first, end)
+            columns = weights[own], slots[own], counts[own], last_steps[own]
+            gather(self.words, self.bits, rows[own], *columns)
+
+        share(copy, pieces(count))
         return TableRows(ids, weights, slots, counts, last_steps)
 
     def move(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None:

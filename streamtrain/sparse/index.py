@@ -153,8 +153,11 @@ class Index:
 
     def ids_of(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
         """The ids (`[N]` uint64) of rows in use (`[N]` int32)."""
-        ids = np.empty(len(rows), np.uint64)
-        probing.ids_at(self.row_ids, as_input(rows, np.int32), ids)
+        ids, rows = np.empty(len(rows), np.uint64), as_input(rows, np.int32)
+        share(
+            lambda first, end: probing.ids_at(self.row_ids, rows[first:end], ids[first:end]),
+            pieces(len(rows)),
+        )
         return ids
 
     def live_rows(self) -> NDArray[np.int32]:

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import pytest
 
-from streamtrain.errors import EpochMissing, OffsetOutOfRange
+from streamtrain.errors import ConfigError, EpochMissing, OffsetOutOfRange
 from streamtrain.log.epoch_log import EpochLog
 from streamtrain.replay import _compare, replay
 from streamtrain.service import Service
@@ -43,6 +43,23 @@ async def test_an_epoch_is_redone_to_the_bit_though_batch_size_and_windows_have_
     for epoch in range(1, head + 1):
         found = await replay(job(tmp_path, training={"batch_size": 32}), log, epoch)
         assert found.equal and found.differences == [] and found.samples == log.read(epoch).samples
+
+
+async def test_an_epoch_is_redone_with_as_many_threads_as_it_notes_and_with_one_where_it_notes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await learned(tmp_path, chunk(0, 20))
+    record = log.read(1)
+    assert record.notes["dense_threads"] == "2"
+    # This process has two already: asking for another number is refused, which shows that it was asked for.
+    for notes, threads in (
+        (record.notes | {"dense_threads": "3"}, 3),
+        ({name: note for name, note in record.notes.items() if name != "dense_threads"}, 1),
+    ):
+        other = dataclasses.replace(record, notes=notes)
+        monkeypatch.setattr(log, "read", lambda epoch, other=other: other)
+        with pytest.raises(ConfigError, match=f"training.dense_threads = {threads}, but .* with 2 already"):
+            await replay(job(tmp_path), log, 1)
 
 
 async def test_a_record_that_is_gone_from_the_source_is_told(

@@ -146,6 +146,8 @@ def learned(
             raise SystemExit(f"the daemon ended with {code}:\n{daemon.text[-3000:]}")
     # The last look may have come any time after the last sample: what is told ends with the one before.
     last = before if before[_SAMPLES] > first[_SAMPLES] else last
+    if last[_SAMPLES] == first[_SAMPLES]:
+        raise SystemExit(f"all {samples.samples} samples were learned within {_POLL_S} s: measure more")
     seconds, count = last[_AT] - first[_AT], last[_SAMPLES] - first[_SAMPLES]
     views = {"streamtrain_store_applied_epoch", "streamtrain_export_epoch"} if redis is not None else set()
     processor = last["process_cpu_seconds_total"] - first["process_cpu_seconds_total"]

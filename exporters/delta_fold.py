@@ -25,6 +25,8 @@ from streamtrain.serving.weights import Encoding, encode
 
 __all__ = ["FoldStopped", "fold_base", "sorted_rows"]
 
+# Each source keeps a file descriptor while it is folded, of which the daemon commonly has 1,024, for three exports at once.
+SOURCES_MAX = 320
 _CHUNK_ROWS = 65_536
 _NICENESS = 10
 
@@ -43,6 +45,8 @@ def fold_base(
 ) -> Entry:
     """Writes the base of the manifest's head, its weights as `dtype`. Runs in a thread of its own; the manifest's files must stay.
 
+    A long chain is folded in steps; the bases between them go again, a crash leaves one to `remove_orphans`.
+
     Raises:
       FoldStopped: `stop` said so; nothing is left behind.
       DeltaGap: a file of the chain is damaged or gone.
@@ -50,7 +54,32 @@ def fold_base(
     """
     _yield_to_others()
     base = manifest.bases[-1]
-    chain = [base, *(delta for delta in manifest.deltas if delta.epoch > base.epoch)]
+    deltas = [delta for delta in manifest.deltas if delta.epoch > base.epoch]
+    between: Entry | None = None
+    try:
+        while True:
+            step, deltas = deltas[:SOURCES_MAX], deltas[SOURCES_MAX:]
+            folded = _fold_step(directory, [base, *step], model, dtype, now_ms, stop)
+            if not deltas:
+                return folded
+            before, between = between, folded
+            if before is not None:
+                directory.remove([before.name])
+            base = folded
+    finally:
+        if between is not None:
+            directory.remove([between.name])
+
+
+def _fold_step(
+    directory: ExportDirectory,
+    chain: Sequence[Entry],
+    model: ServedModel,
+    dtype: Encoding,
+    now_ms: int,
+    stop: Callable[[], bool],
+) -> Entry:
+    """Writes the base that a base and the deltas behind it make."""
     try:
         files = [read_export(directory.path, entry, model) for entry in chain]
     except (ExportError, FileNotFoundError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from exporters import delta_fold
 from exporters.deltas import DeltaExporter, DeltaSettings
 from streamtrain import plugins
 from streamtrain.errors import DeltaGap, ExportError
@@ -128,6 +129,62 @@ def test_bases_are_folded_aside_and_old_files_go(history, tmp_path):
         file = read_export(tmp_path / "x", base, exporter._model)
         assert all(np.all(rows.ids[:-1] < rows.ids[1:]) for rows in file.tables.values())
         assert (file.lineage.samples, file.lineage.event_time_ms) == (10 * base.epoch, (1, base.epoch + 1))
+    exporter.close()
+
+
+def test_a_long_chain_is_folded_in_steps_that_leave_nothing_but_the_base(history, tmp_path, monkeypatch):
+    folded = {}
+    for sources in (320, 2):
+        monkeypatch.setattr(delta_fold, "SOURCES_MAX", sources)
+        opened: list[int] = []
+        step = delta_fold._fold_step
+
+        def counting(directory, chain, *rest, step=step, opened=opened):
+            opened.append(len(chain))
+            return step(directory, chain, *rest)
+
+        with monkeypatch.context() as counted:
+            counted.setattr(delta_fold, "_fold_step", counting)
+            exporter = make_exporter(history.log, tmp_path / str(sources), base_every_epochs=5)
+            runner = ExportRunner(history.log, exporter)
+            while len(history.oracle) < 7:
+                learn(history, float(len(history.oracle)))
+            runner.catch_up()
+            settle(exporter)
+            learn(history, 9.0)
+            runner.catch_up()
+        now = manifest(exporter)
+        base = now.bases[-1]
+        assert base.epoch == now.bases[0].epoch + 5
+        there = {f"{f.parent.name}/{f.name}" for f in (tmp_path / str(sources)).glob("*/*.safetensors")}
+        assert there == set(now.names)
+        file = read_export(tmp_path / str(sources), base, exporter._model)
+        folded[sources] = opened, contents(exporter, base.name), file.lineage, base.version
+        exporter.close()
+    assert [opened for opened, *_ in folded.values()] == [[6], [3, 3, 2]]
+    assert folded[2][1:] == folded[320][1:]
+
+
+def test_a_fold_in_steps_that_is_stopped_leaves_no_base_between(history, tmp_path, monkeypatch):
+    monkeypatch.setattr(delta_fold, "SOURCES_MAX", 2)
+    steps: list[int] = []
+    step = delta_fold._fold_step
+
+    def stopping(directory, chain, *rest):
+        if steps:
+            raise delta_fold.FoldStopped
+        steps.append(len(chain))
+        return step(directory, chain, *rest)
+
+    monkeypatch.setattr(delta_fold, "_fold_step", stopping)
+    learn(history, 1.0, 2.0, 3.0)
+    exporter = make_exporter(history.log, tmp_path / "x", base_every_epochs=3)
+    ExportRunner(history.log, exporter).catch_up()
+    learn(history, 4.0, 5.0, 6.0)
+    ExportRunner(history.log, exporter).catch_up()
+    settle(exporter)
+    there = {f"{f.parent.name}/{f.name}" for f in (tmp_path / "x").glob("*/*.safetensors")}
+    assert steps == [3] and there == set(manifest(exporter).names)
     exporter.close()
 
 

@@ -57,6 +57,10 @@ class ExportDirectory:
       model: what is exported into it.
       takeover: see `streamtrain.exports.Exporter`.
 
+    Attributes:
+      path: the directory.
+      aside: where in it files are written, and those without a name stand.
+
     Raises:
       ExportError: another process exports into it, it is another model's, or it cannot be written.
     """
@@ -64,9 +68,9 @@ class ExportDirectory:
     def __init__(self, path: Path, files: Files, model: ServedModel, *, takeover: bool = False) -> None:
         self.path = path
         self._files = files
-        self._aside = path / "tmp"
-        with self._typed("set up"):
-            for directory in (path, self._aside, path / BASES, path / DELTAS, path / READERS):
+        self.aside = path / "tmp"
+        with self.typed("set up"):
+            for directory in (path, self.aside, path / BASES, path / DELTAS, path / READERS):
                 files.make_directory(directory)
             # Before its lock may be taken from a daemon of another model, which would have to be started again.
             self._found(model)
@@ -79,7 +83,7 @@ class ExportDirectory:
             self._lock: LockFile | None = lock
             if replaced:
                 _LOG.warning("took the lock of %s from %s, which is paused or cut off", path, replaced)
-            clean_asides(files, self._aside)
+            clean_asides(files, self.aside)
 
     def close(self) -> None:
         """Lets others export into the directory. Safe to call twice."""
@@ -148,8 +152,8 @@ class ExportDirectory:
         self._check_held()
         target = self.path / entry.name
         with (
-            self._typed(f"write {entry.name} of"),
-            _Replacing(self._files, self._aside, target.name) as aside,
+            self.typed(f"write {entry.name} of"),
+            _Replacing(self._files, self.aside, target.name) as aside,
         ):
             digest = write(document, tensors, aside)
             aside.replace(target)
@@ -167,7 +171,7 @@ class ExportDirectory:
 
     def _write(self, name: str, content: bytes) -> None:
         self._check_held()
-        with self._typed(f"write {name} of"), _Replacing(self._files, self._aside, name) as aside:
+        with self.typed(f"write {name} of"), _Replacing(self._files, self.aside, name) as aside:
             aside.write(content)
             aside.replace(self.path / name)
 
@@ -183,7 +187,7 @@ class ExportDirectory:
     def remove_orphans(self, manifest: Manifest | None) -> None:
         """Removes every delta and base that the published manifest does not name: what a crash left."""
         named = set() if manifest is None else set(manifest.names)
-        with self._typed("list"):
+        with self.typed("list"):
             there = [
                 f"{folder}/{name}"
                 for folder in (DELTAS, BASES)
@@ -192,7 +196,8 @@ class ExportDirectory:
         self.remove(set(there) - named)
 
     @contextmanager
-    def _typed(self, doing: str) -> Iterator[None]:
+    def typed(self, doing: str) -> Iterator[None]:
+        """Makes what the disk refuses an ExportError that says what was being done to this directory, and what to do."""
         try:
             yield
         except OSError as error:

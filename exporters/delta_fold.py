@@ -1,5 +1,5 @@
-"""Makes bases: from an older base and the deltas since, or from a record of the log. One row is copied at a time,
-so that a base of any size costs memory for its ids only.
+"""Makes bases: from an older base and the deltas since, or from a record of the log. Ids are merged range by range and
+rows copied piece by piece, so that a base of any size costs no memory of its size (`streamtrain.log.ranges`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from exporters.delta_directory import ExportDirectory
 from streamtrain.errors import DeltaGap, ExportError
 from streamtrain.log.container import Stream
+from streamtrain.log.merge import ROW_BITS, ROW_MASK, gather
+from streamtrain.log.ranges import merge_by_ranges
 from streamtrain.log.record import TableRows
 from streamtrain.serving.files import ExportedRows, Lineage, export_document, read_export
 from streamtrain.serving.manifest import Entry, Manifest
@@ -89,7 +91,7 @@ def _fold_step(
     lineage = Lineage.folded([file.lineage for file in files])
     tensors: dict[str, np.ndarray | Stream] = {f"dense/{name}": array for name, array in last.dense.items()}
     for name, table in model.tables.items():
-        tensors |= _merged(name, [file.tables[name] for file in files], table.columns, dtype, stop)
+        tensors |= _merged(name, [file.tables[name] for file in files], table.columns, dtype, directory, stop)
     return directory.write_file(entry, export_document(model.model_id, entry, lineage), tensors)
 
 
@@ -99,77 +101,71 @@ def _yield_to_others() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
+def sorted_rows(
+    name: str,
+    rows: TableRows,
+    columns: Sequence[str],
+    dtype: Encoding,
+    directory: ExportDirectory,
+    stop: Callable[[], bool],
+) -> dict[str, np.ndarray | Stream]:
+    """The rows of one table of a record, as a base holds them. Raises: FoldStopped."""
+    held = ExportedRows(rows.ids, rows.weights, rows.tombstones, rows.last_steps)
+    return _merged(name, [held], columns, dtype, directory, stop)
+
+
 def _merged(
     name: str,
     sources: Sequence[ExportedRows],
     columns: Sequence[str],
     dtype: Encoding,
+    directory: ExportDirectory,
     stop: Callable[[], bool],
 ) -> dict[str, np.ndarray | Stream]:
     """One table after all of `sources`: the last row of each id, unless a tombstone came later; by ascending id."""
-    ids = np.concatenate([part for rows in sources for part in (rows.ids, rows.tombstones)])
-    ends = np.cumsum([len(rows.ids) + len(rows.tombstones) for rows in sources])
-    starts = ends - [len(rows.ids) + len(rows.tombstones) for rows in sources]
-    # The sort is stable, so of equal ids the newest source comes last.
-    order = np.argsort(ids, kind="stable")
-    ids = ids[order]
-    newest = np.append(ids[1:] != ids[:-1], True) if len(ids) else np.empty(0, bool)
-    ids, order = ids[newest], order[newest]
-    source = np.searchsorted(ends, order, side="right").astype(np.int32)
-    row = order - starts[source]
-    alive = row < np.array([len(rows.ids) for rows in sources])[source]
-    ids, source, row = ids[alive], source[alive], row[alive]
-    return _base_tensors(name, ids, _Picked(sources, source, row, dtype, stop), columns)
 
+    def check() -> None:
+        if stop():
+            raise FoldStopped
 
-def sorted_rows(
-    name: str, rows: TableRows, columns: Sequence[str], dtype: Encoding, stop: Callable[[], bool]
-) -> dict[str, np.ndarray | Stream]:
-    """The rows of one table of a record, as a base holds them."""
-    order = np.argsort(rows.ids, kind="stable")
-    held = ExportedRows(rows.ids, rows.weights, rows.tombstones, rows.last_steps)
-    picked = _Picked([held], np.zeros(len(order), np.int32), order, dtype, stop)
-    return _base_tensors(name, rows.ids[order], picked, columns)
+    ids, locations = merge_by_ranges(
+        [(rows.ids, rows.tombstones) for rows in sources], directory.aside, check
+    )
+    return _base_tensors(name, ids, _Picked(sources, locations, dtype, check), columns)
 
 
 @dataclass(frozen=True, slots=True)
 class _Picked:
-    """Rows out of several sources: the i-th is row `row[i]` of `sources[source[i]]`, its weights to be encoded as `dtype`."""
+    """Rows out of several sources, at `locations` as of `merge_by_ranges`, their weights to be encoded as `dtype`."""
 
     sources: Sequence[ExportedRows]
-    source: NDArray[np.int32]
-    row: NDArray[np.int64]
+    locations: NDArray[np.int64]
     dtype: Encoding
-    stop: Callable[[], bool]
+    check: Callable[[], None]
 
     def chunks(self, column: str) -> Iterator[np.ndarray]:
         """One column in pieces."""
-        for start in range(0, len(self.row), _CHUNK_ROWS):
-            if self.stop():
-                raise FoldStopped
-            yield self._chunk(column, start)
+        for piece in self._encoded(column) if self._changes(column) else self._as_they_are(column):
+            self.check()
+            yield piece
 
-    def _chunk(self, column: str, start: int) -> np.ndarray:
-        of, at = self.source[start : start + _CHUNK_ROWS], self.row[start : start + _CHUNK_ROWS]
-        if column not in ("weights", "scales"):
-            return _gathered([getattr(rows, column) for rows in self.sources], of, at)
-        columns = encode(np.empty((0, 1), np.float32), self.dtype)
-        if all(rows.weights.dtype == columns["weights"].dtype for rows in self.sources):
-            # As they are: to encode again what was encoded would add a second error.
-            return _gathered([getattr(rows, column) for rows in self.sources], of, at)
-        vectors = np.empty((len(of), self.sources[0].weights.shape[1]), np.float32)
-        for number in np.unique(of):
-            mine = of == number
-            vectors[mine] = self.sources[number].vectors(at[mine])
-        return encode(vectors, self.dtype)[column]
+    def _changes(self, column: str) -> bool:
+        """Whether some source has its weights in another dtype. Else to encode again would add a second error."""
+        wanted = encode(np.empty((0, 1), np.float32), self.dtype)["weights"].dtype
+        return column in ("weights", "scales") and any(rows.weights.dtype != wanted for rows in self.sources)
 
+    def _as_they_are(self, column: str) -> Iterator[np.ndarray]:
+        return gather([getattr(rows, column) for rows in self.sources], self.locations)
 
-def _gathered(arrays: Sequence[np.ndarray], of: NDArray[np.int32], at: NDArray[np.int64]) -> np.ndarray:
-    chunk = np.empty((len(of), *arrays[0].shape[1:]), arrays[0].dtype)
-    for number in np.unique(of):
-        mine = of == number
-        chunk[mine] = arrays[number][at[mine]]
-    return chunk
+    def _encoded(self, column: str) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.locations), _CHUNK_ROWS):
+            part = self.locations[start : start + _CHUNK_ROWS]
+            of, at = part >> ROW_BITS, part & ROW_MASK
+            vectors = np.empty((len(part), self.sources[0].weights.shape[1]), np.float32)
+            for number in np.flatnonzero(np.bincount(of)).tolist():
+                mine = of == number
+                vectors[mine] = self.sources[number].vectors(at[mine])
+            yield encode(vectors, self.dtype)[column]
 
 
 def _base_tensors(

@@ -164,10 +164,13 @@ class DeltaExporter:
             self._stop_folding()
             entry = self._entry(base, base.previous, "")
             tensors: dict[str, np.ndarray | Stream] = dict(self._dense(base))
-            for name, rows in self._tables(base):
-                columns = self._model.tables[name].columns
-                tensors |= sorted_rows(name, rows, columns, self._settings.dtype, self._stopping.is_set)
             try:
+                with self._directory.typed("write a base to"):
+                    for name, rows in self._tables(base):
+                        columns, dtype = self._model.tables[name].columns, self._settings.dtype
+                        tensors |= sorted_rows(
+                            name, rows, columns, dtype, self._directory, self._stopping.is_set
+                        )
                 entry = self._write(entry, Lineage.of(base), tensors)
             except FoldStopped:
                 raise ExportError(f"the export to {self._settings.path} was closed") from None

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["REMOVED", "ROW_BITS", "gather", "last_of_each", "merge"]
+__all__ = ["REMOVED", "ROW_BITS", "ROW_MASK", "gather", "last_of_each", "merge"]
 
 ROW_BITS = 40
-_ROW_MASK = (1 << ROW_BITS) - 1
+ROW_MASK = (1 << ROW_BITS) - 1
 REMOVED = -1
 _PENDING_IDS_MAX = 4_000_000
 _CHUNK_ROWS = 1 << 16
@@ -72,5 +72,5 @@ def gather(arrays: Sequence[np.ndarray], locations: NDArray[np.int64]) -> Iterat
         order = np.argsort(sources, kind="stable")
         out = np.empty((len(part), *arrays[0].shape[1:]), arrays[0].dtype)
         for where in np.split(order, np.flatnonzero(np.diff(sources[order])) + 1):
-            out[where] = arrays[sources[where[0]]][part[where] & _ROW_MASK]
+            out[where] = arrays[sources[where[0]]][part[where] & ROW_MASK]
         yield out

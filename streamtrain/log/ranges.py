@@ -8,7 +8,7 @@ system writes out and drops when it needs the room.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,13 +27,14 @@ _SAMPLES_A_RANGE = 64
 
 
 def merge_by_ranges(
-    sources: Sequence[Source], directory: Path | None = None
+    sources: Sequence[Source], directory: Path | None = None, check: Callable[[], object] = lambda: None
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """As `merge`, of sources that can be read several times.
 
     Args:
       sources: at least one, oldest first, each the ids written and the ids removed, disjoint.
       directory: where the file is made; default: the system's for temporary files.
+      check: called before each range; what it raises ends the merge.
 
     Returns:
       ids, locations: as `merge`, read-only.
@@ -44,6 +45,7 @@ def merge_by_ranges(
     columns = [_Column(ids) for source in sources for ids in source]
     with tempfile.TemporaryFile(dir=directory) as ids, tempfile.TemporaryFile(dir=directory) as locations:
         for low, high in _ranges(columns):
+            check()
             parts = [_part(column, number, low, high) for number, column in enumerate(columns)]
             found_ids, found = last_of_each(parts)
             alive = found != REMOVED

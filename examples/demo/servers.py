@@ -47,7 +47,7 @@ def redis() -> Iterator[str]:
         ]
         process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
         try:
-            _wait(socket.exists, "Redis to start", process, 20)
+            _wait(socket.exists, "Redis to start", process, 120)
             yield f"unix://{socket}"
         finally:
             process.terminate()
@@ -62,7 +62,7 @@ def trainer(config: Path, output: Path, exports: Path) -> Iterator[subprocess.Po
             [sys.executable, "-m", "streamtrain", "run", str(config)], stdout=file, stderr=subprocess.STDOUT
         )
     try:
-        _wait((exports / "manifest.json").exists, "the trainer to be ready", process, 180, output)
+        _wait((exports / "manifest.json").exists, "the trainer to be ready", process, 600, output)
         yield process
         process.terminate()
         if process.wait(60):

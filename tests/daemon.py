@@ -15,7 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["Daemon", "inspected", "streamtrain", "until"]
+from streamtrain.log.epoch_log import EpochLog
+
+__all__ = ["Daemon", "inspected", "learned", "streamtrain", "until"]
 
 TIMEOUT_S = 120.0
 
@@ -38,6 +40,13 @@ def inspected(log: Path) -> dict[str, Any]:
     assert run.returncode == 0, run.stderr
     found: dict[str, Any] = json.loads(run.stdout)
     return found
+
+
+def learned(log: Path) -> int:
+    """Samples committed so far, read as any other process would; for `until`, which would start one `inspected` after the other."""
+    opened = EpochLog.open(log) if (log / "model.json").exists() else None
+    head = None if opened is None else opened.head()
+    return 0 if opened is None or head is None else opened.describe(head).samples_total
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:

@@ -18,7 +18,7 @@ from streamtrain.samples.decoder import Decoder
 from streamtrain.serving import Follower
 from streamtrain.training.learner import Learner
 from streamtrain.training.prequential import sigmoid
-from tests.daemon import Daemon, inspected, streamtrain, until
+from tests.daemon import Daemon, inspected, learned, streamtrain, until
 
 JOB = """
 name = "e2e"
@@ -157,7 +157,7 @@ def test_sigterm_commits_what_was_learned_and_exits_with_success(tmp_path: Path)
     write(tmp_path / "samples.jsonl", samples(500))
     job = config(tmp_path, follow=True)
     with Daemon(job) as daemon:
-        until(lambda: _samples(tmp_path) == 500, "500 samples to be committed")
+        until(lambda: learned(tmp_path / "model") == 500, "500 samples to be committed")
         assert daemon.get("/livez")[0] == 200
         assert daemon.get("/readyz") == (200, '{"ready": true, "phase": "learning"}')
         metrics = daemon.get("/metrics")[1]
@@ -165,13 +165,9 @@ def test_sigterm_commits_what_was_learned_and_exits_with_success(tmp_path: Path)
         assert "streamtrain_compilations_after_warm_up_total 0.0" in metrics
         assert 'streamtrain_prequential{label="click",measure="auc",over="total"}' in metrics
         write(tmp_path / "samples.jsonl", samples(333, 500, seed=1), "a")
-        until(lambda: _samples(tmp_path) == 833, "what the file grew by")
+        until(lambda: learned(tmp_path / "model") == 833, "what the file grew by")
         assert daemon.stop() == 0
     assert inspected(tmp_path / "model")["samples"] == 833
-
-
-def _samples(folder: Path) -> int:
-    return inspected(folder / "model")["samples"] if _head(folder / "model") >= 0 else 0
 
 
 def test_a_poisoned_record_is_named_and_passed_over(tmp_path: Path) -> None:
@@ -219,15 +215,15 @@ def test_a_stolen_epoch_fences_the_daemon_even_without_the_lock(tmp_path: Path) 
     write(tmp_path / "samples.jsonl", samples(100))
     job = config(tmp_path, follow=True, text=JOB.split("[[exports]]")[0])
     with Daemon(job) as first:
-        until(lambda: _samples(tmp_path) == 100, "100 samples")
+        until(lambda: learned(tmp_path / "model") == 100, "100 samples")
         first.signal(signal.SIGSTOP)
         (tmp_path / "model" / "LOCK").unlink()
         with Daemon(job) as second:
             write(tmp_path / "samples.jsonl", samples(100, 100, seed=1), "a")
-            until(lambda: _samples(tmp_path) == 200, "the second daemon to learn")
+            until(lambda: learned(tmp_path / "model") == 200, "the second daemon to learn")
             first.signal(signal.SIGCONT)
             write(tmp_path / "samples.jsonl", samples(100, 200, seed=2), "a")
-            until(lambda: _samples(tmp_path) == 300, "the second daemon to go on")
+            until(lambda: learned(tmp_path / "model") == 300, "the second daemon to go on")
             assert first.wait() == 3
             assert "Fenced" in first.text
             assert second.stop() == 0
@@ -276,7 +272,7 @@ def test_a_full_disk_pauses_training_and_loses_nothing(tmp_path: Path) -> None:
             assert "streamtrain_log_full 1.0" in daemon.get("/metrics")[1]
             ballast.unlink()
             daemon.until_says("there is room again")
-            until(lambda: inspected(small / "model")["samples"] == 600, "the rest to be learned")
+            until(lambda: learned(small / "model") == 600, "the rest to be learned")
             assert daemon.stop() == 0
         assert streamtrain("verify", small / "model").returncode == 0
     finally:

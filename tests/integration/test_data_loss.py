@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import Daemon, inspected, streamtrain, until
+from tests.daemon import Daemon, inspected, learned, streamtrain, until
 from tests.servers import KafkaServer
 
 _numbers = itertools.count()
@@ -95,7 +95,7 @@ def test_retention_that_overran_the_model_stops_it_and_skips_only_when_told_so(
     assert inspected(tmp_path / "model")["samples"] == 100 and lost(tmp_path) == []
 
     with Daemon(job, **SKIP) as daemon:
-        until(lambda: inspected(tmp_path / "model")["samples"] == 150, "what is left to be learned")
+        until(lambda: learned(tmp_path / "model") == 150, "what is left to be learned")
         metrics = daemon.get("/metrics")[1]
         assert f'streamtrain_lost_offsets_total{{partition="{topic}:0"}} 50.0' in metrics
         assert 'streamtrain_data_losses_total{reason="retention"} 1.0' in metrics
@@ -143,10 +143,10 @@ def test_a_topic_recreated_while_it_is_learned_from_is_skipped_in_the_running_da
     create(kafka, topic, samples(0, 50))
     job = config(tmp_path, kafka, topic)
     with Daemon(job, **SKIP) as daemon:
-        until(lambda: _samples(tmp_path) == 50, "the old topic to be learned")
+        until(lambda: learned(tmp_path / "model") == 50, "the old topic to be learned")
         asyncio.run(kafka.delete_topic(topic))
         create(kafka, topic, samples(0, 30))
-        until(lambda: _samples(tmp_path) == 80 or not daemon.running, "the new topic to be learned")
+        until(lambda: learned(tmp_path / "model") == 80 or not daemon.running, "the new topic to be learned")
         assert daemon.stop() == 0
     assert lost(tmp_path) == [(f"{topic}:0", 50, 0, "recreated")]
     replays(tmp_path)
@@ -186,10 +186,6 @@ def _forget_identity(path: Path) -> None:
         log.append(replace(last, epoch=head + 1, previous=log.digest(head), tables={}, notes=notes, **empty))
 
 
-def _samples(folder: Path) -> int:
-    return inspected(folder / "model")["samples"] if (folder / "model" / "epochs").exists() else 0
-
-
 FILES = JOB.replace(
     'kind = "kafka"\ntopic = "{topic}"\nbootstrap_servers = "{servers}"\nmetadata_refresh_s = 0.3',
     'kind = "files"\npaths = ["{folder}/clicks.jsonl"]\nfollow = true',
@@ -206,10 +202,10 @@ def test_a_file_that_was_truncated_stops_the_model_and_is_read_again_when_told_s
     said = learn(job, expect=1)
     assert "SourceRecreated: " in said and "has fewer than the 100 rows that were learned from it" in said
     with Daemon(job, **SKIP) as daemon:
-        until(lambda: inspected(tmp_path / "model")["samples"] == 130, "the file to be read again")
+        until(lambda: learned(tmp_path / "model") == 130, "the file to be read again")
         # What logrotate's copytruncate does, while it is followed.
         clicks.write_bytes(b"".join(record + b"\n" for record in samples(0, 7) if record))
-        until(lambda: inspected(tmp_path / "model")["samples"] == 137, "the rotated file")
+        until(lambda: learned(tmp_path / "model") == 137, "the rotated file")
         assert daemon.stop() == 0
     assert lost(tmp_path) == [(str(clicks), 100, 0, "shrunk"), (str(clicks), 30, 0, "shrunk")]
     assert inspected(tmp_path / "model")["positions"] == {str(clicks): 7}

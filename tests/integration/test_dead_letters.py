@@ -20,7 +20,7 @@ from streamtrain.dead_letters.letter import DeadLetter
 from streamtrain.dead_letters.settings import DeadLetterTopic
 from streamtrain.errors import DeadLettersUnavailable
 from streamtrain.kafka_connection import KafkaConnection
-from tests.daemon import Daemon, inspected, until
+from tests.daemon import Daemon, inspected, learned, until
 from tests.servers import KafkaServer
 
 _numbers = itertools.count()
@@ -224,7 +224,7 @@ def test_training_pauses_while_a_topic_takes_no_letters_and_goes_on_by_itself(
     asyncio.run(kafka.produce(topic, good, partition=0))
     path = job(tmp_path, kafka_source(kafka, topic), f'{{ kind = "kafka", topic = "{dead}" }}')
     with Daemon(path) as daemon:
-        until(lambda: _samples(tmp_path) == 10, "the good samples")
+        until(lambda: learned(tmp_path / "model") == 10, "the good samples")
         large = random.Random(1).randbytes(5000)
         asyncio.run(kafka.produce(topic, [large, *good], partition=0))
         daemon.until_says("training pauses: dead letters cannot be sent to topic")
@@ -232,17 +232,13 @@ def test_training_pauses_while_a_topic_takes_no_letters_and_goes_on_by_itself(
         assert inspected(tmp_path / "model")["positions"] == {f"{topic}:0": 10}
         asyncio.run(_set(kafka, dead, "max.message.bytes", "100000"))
         daemon.until_says("dead letters are kept again")
-        until(lambda: _samples(tmp_path) == 20, "what came behind the bad record")
+        until(lambda: learned(tmp_path / "model") == 20, "what came behind the bad record")
         metrics = daemon.get("/metrics")[1]
         assert "streamtrain_dead_letters_unavailable 0.0" in metrics
         assert "streamtrain_dead_letters_total 1.0" in metrics
         assert daemon.stop() == 0
     (kept,) = asyncio.run(read_all(kafka, dead))
     assert kept.value == large
-
-
-def _samples(folder: Path) -> int:
-    return inspected(folder / "model")["samples"] if (folder / "model" / "epochs").exists() else 0
 
 
 def test_letters_in_a_file_survive_kills_and_are_told_apart_by_offset(tmp_path: Path) -> None:
@@ -283,7 +279,7 @@ def test_a_device_without_room_pauses_training_and_a_stop_is_still_clean(tmp_pat
     clicks.write_bytes(good * 20)
     source = f'kind = "files"\npaths = ["{clicks}"]\nfollow = true'
     with Daemon(job(tmp_path, source, '{ kind = "file", path = "/dev/full" }')) as daemon:
-        until(lambda: _samples(tmp_path) == 20, "the good samples")
+        until(lambda: learned(tmp_path / "model") == 20, "the good samples")
         with clicks.open("ab") as file:
             file.write(b"{broken\n" + good)
         daemon.until_says(

@@ -23,7 +23,7 @@ def test_nothing_is_lost_doubled_or_different_over_a_dozen_faults(tmp_path: Path
         pytest.skip(f"NOT TESTED: {' and '.join(missing)} not found on PATH")
     command = [sys.executable, "-m", "tests.chaos", "--faults", "12", "--seed", "5", "--json"]
     done = subprocess.run(
-        [*command, "--folder", str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+        [*command, "--folder", str(tmp_path)], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-3000:]
     found = json.loads(done.stdout)

@@ -93,7 +93,7 @@ def test_all_services_run_as_the_file_says_the_model_learns_and_the_follower_ser
         ["bash", *map(str, command)],
         capture_output=True,
         text=True,
-        timeout=360,
+        timeout=600,
         check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )

@@ -27,6 +27,8 @@ echo "user $(stat --format %U /proc/$pid)"
 tr '\\0' '\\n' </proc/$pid/environ | sed -n 's/^CREDENTIALS_DIRECTORY=/credentials /p'
 echo "credential $(cat /proc/$pid/root/run/credentials/$daemon.service/kafka-password)"
 systemctl reload $daemon
+# The daemon tells of the reload by itself, before the command's end or after it.
+until_shown $daemon SubState running
 show reloaded $daemon SubState
 systemctl start $follower
 show follower $follower StatusText
@@ -86,7 +88,7 @@ def test_systemd_starts_watches_restarts_and_stops_what_it_is_told_of(folder: Pa
         )
     packages = sysconfig.get_path("purelib")
     command = ["bash", "tests/deploy/machine.sh", str(ROOT), str(folder), sys.base_prefix, packages]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=ROOT)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=ROOT)
     told = "".join(p.read_text() for p in (folder / "drive.out", folder / "unit.out") if p.exists())
     said = dict(line.split(" ", 1) for line in told.splitlines() if line.partition(" ")[2])
     assert run.returncode == 0, f"{run.stdout}{run.stderr}\n{told}"

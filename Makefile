@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RULE := deploy/kubernetes/components/monitoring/prometheusrule.yaml
+# All tests, some files at a time. Whoever names arguments names them all: PYTEST_ARGS="tests/unit -x" is one process.
+PYTEST_ARGS ?= --numprocesses=auto
 export PYTHONDONTWRITEBYTECODE ?=
 
 .PHONY: help setup test demo lint docs lock audit sbom kuairand bench bench-peers clean

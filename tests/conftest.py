@@ -1,10 +1,14 @@
-"""Fixtures for real servers. On CI (`CI=true`) a missing server fails the tests; elsewhere it skips them, loudly."""
+"""Fixtures for real servers. On CI (`CI=true`) a missing server fails the tests; elsewhere it skips them, loudly.
+
+`make test` runs several files at a time (pytest-xdist): each of its processes has servers of its own, which tests may stop.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import hypothesis
 import pytest
@@ -30,6 +34,32 @@ def _refuse(server: str, why: str) -> None:
     if os.environ.get("CI", "").lower() in ("1", "true"):
         pytest.fail(f"no real {server}: {why}; CI=true requires it", pytrace=False)
     pytest.skip(f"no real {server}: {why}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, as many tests wait; but few, as each process starts a broker."""
+    return min(len(os.sched_getaffinity(0)) + 1, 4)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay together, for what they share; files go to whoever is free, in their order: servers first, units last."""
+    from xdist.scheduler import LoadFileScheduling
+
+    # By default it begins with the files of the most tests; the longest ones have few.
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["absent"] = _absent
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    _absent.update(getattr(node, "workeroutput", {}).get("absent", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

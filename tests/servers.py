@@ -62,9 +62,14 @@ def missing_programs(*names: str) -> list[str]:
 
 
 def free_port() -> int:
-    """A loopback port that nothing is bound to now, below the range that outgoing connections take theirs from."""
+    """A loopback port that nothing is bound to now, below the range that outgoing connections take theirs from.
+
+    Processes of one pytest-xdist have ranges of their own: a server that is stopped for a while finds its port free again.
+    """
+    own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    total = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        port = random.SystemRandom().randrange(15_000, 32_000)
+        port = random.SystemRandom().randrange(15_000 // total, 32_000 // total) * total + own % total
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

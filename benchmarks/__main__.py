@@ -44,6 +44,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "cut": (),
     "end_to_end": (),
     "soak": ("--minutes", "10"),
+    "soak_restarts": ("--minutes", "5"),
     "recovery": (),
     "failover": (),
     "freshness": (),

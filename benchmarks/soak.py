@@ -8,6 +8,7 @@ descriptors and threads of the daemon and memory of the follower, and what stand
 `growth_per_hour` is the slope of a straight line through the second half of the run (least squares); `steps` tells
 that it kept working. Base epochs are folded every `--base-every` epochs, so that folding, collecting and new bases happen
 many times. Each look stands in build/bench/soak.jsonl at once, so that a run that ends early is not for nothing.
+At a steady rate, with a restart of each component: `soak_restarts`.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from benchmarks.harness import (
 from tests.daemon import Daemon
 from tests.servers import KafkaServer, RedisServer
 
-__all__ = ["growth_per_hour", "look", "options_of"]
+__all__ = ["KEPT", "disk_mb", "growth_per_hour", "look", "options_of", "slope_per_hour"]
 
 TOPIC = "soak"
-_KEPT = {"retention.bytes": str(1 << 30), "segment.bytes": str(64 << 20)}
+KEPT = {"retention.bytes": str(1 << 30), "segment.bytes": str(64 << 20)}
 """Of each partition: far more than the daemon may be behind, and a bound on the disk."""
 _FILES_MAX = 10_000  # Of one command line of the producer: days.
 
@@ -59,10 +60,15 @@ def look(process: int) -> dict[str, float]:
     }
 
 
+def slope_per_hour(at_s: Sequence[float], values: Sequence[float]) -> float:
+    """The slope of the straight line through all points (least squares), by hour."""
+    return float(np.polyfit(np.array(at_s) / 3600, values, 1)[0])
+
+
 def growth_per_hour(at_s: Sequence[float], values: Sequence[float]) -> float:
     """The slope through the second half, by hour."""
     half = len(at_s) // 2
-    return float(np.polyfit(np.array(at_s[half:]) / 3600, values[half:], 1)[0])
+    return slope_per_hour(at_s[half:], values[half:])
 
 
 def disk_mb(folder: Path) -> float:
@@ -86,7 +92,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     looks = FOLDER / "soak.jsonl"
     looks.unlink(missing_ok=True)
     with KafkaServer() as kafka, RedisServer() as redis:
-        asyncio.run(kafka.create_topic(TOPIC, throughput.PARTITIONS, _KEPT))
+        asyncio.run(kafka.create_topic(TOPIC, throughput.PARTITIONS, KEPT))
         source = {"kind": "kafka", "bootstrap_servers": kafka.bootstrap_servers, "topic": TOPIC}
         environment = overrides(folder, source=source, store=redis.url)
         environment["STREAMTRAIN__LOG__BASE_EVERY_EPOCHS"] = str(options.base_every)

@@ -93,3 +93,42 @@ def test_the_user_of_the_units_is_made(root: Path) -> None:
         check=False,
     )
     assert run.returncode == 0 and "streamtrain" in run.stdout + run.stderr
+
+
+def test_a_command_runs_as_the_daemon_of_its_model_does(tmp_path: Path) -> None:
+    """What streamtrain-as asks systemd for is what the unit says; tests.deploy.walk asks a real one."""
+    seen = tmp_path / "systemd-run"
+    seen.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    seen.chmod(0o755)
+    run = subprocess.run(
+        ["sh", str(UNITS / "streamtrain-as"), "clicks", "rollback", "model", "12"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )
+    told = run.stdout.splitlines()
+    assert told[-4:] == ["/opt/streamtrain/bin/streamtrain", "rollback", "model", "12"]
+    text = (UNITS / "streamtrain@.service").read_text()
+    for short, long in (("%S", "/var/lib"), ("%C", "/var/cache"), ("%i", "clicks")):
+        text = text.replace(short, long)
+    settings = [line for line in text.splitlines() if not line.startswith("#")]
+    for asked in (word for word in told if word.startswith("--property=")):
+        assert asked.removeprefix("--property=") in settings
+    (environment,) = [line for line in settings if line.startswith("Environment=")]
+    assert {f"--setenv={pair}" for pair in environment.removeprefix("Environment=").split()} <= set(told)
+    assert {line for line in settings if line.startswith("LoadCredential=")} <= {
+        word.removeprefix("--property=") for word in told
+    }
+
+
+def test_a_command_without_a_model_is_refused() -> None:
+    run = subprocess.run(
+        ["sh", str(UNITS / "streamtrain-as"), "clicks"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 2 and "usage" in run.stderr

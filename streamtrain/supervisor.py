@@ -18,8 +18,9 @@ __all__ = ["Supervisor"]
 logger = logging.getLogger(__name__)
 
 _INTERVAL_S = 1.0
-# A start may take as long as it needs (a long log, a store that is away) while it says that it lives.
-_START_EXTENSION_S = 60
+# A start may take as long as it needs (a long log, a store that is away) while it says that it lives. On a crowded
+# machine it was silent for over a minute, while JAX was imported.
+_START_EXTENSION_S = 300
 _STATUS_CHARACTERS_MAX = 500
 
 
@@ -64,7 +65,9 @@ class Supervisor:
         Args:
           status: one line for people.
           ready: what it was started for can begin; told once, the first time.
-          live: false withholds the sign of life, so that a watchdog ends the process when its time is over.
+          live: false withholds the sign of life, so that a watchdog ends the process when its time is over. Before
+            readiness that sign asks for more time to start instead: systemd's watchdog runs from the first one on, and
+            a start may be silent for longer than a daemon that learns.
         """
         begins = ready and not self._started
         now_s = self._clock()
@@ -75,7 +78,7 @@ class Supervisor:
             lines.append("READY=1")
         elif not self._started and live:
             lines.append(f"EXTEND_TIMEOUT_USEC={_START_EXTENSION_S * 1_000_000}")
-        if self._watched and live:
+        if self._watched and live and (self._started or begins):
             lines.append("WATCHDOG=1")
         if self._send(lines):
             self._started = self._started or begins

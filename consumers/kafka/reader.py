@@ -401,6 +401,7 @@ async def patiently(attempt: Callable[[], Awaitable[_T]], settings: KafkaSetting
     loop = asyncio.get_running_loop()
     deadline = loop.time() + settings.unavailable_after_s
     pause = _BACKOFF_FIRST_S
+    told: BaseException | None = None
     while True:
         try:
             async with asyncio.timeout_at(deadline):
@@ -408,10 +409,12 @@ async def patiently(attempt: Callable[[], Awaitable[_T]], settings: KafkaSetting
         except _REFUSED:
             raise
         except TROUBLE as error:
+            # Our deadline may end an attempt whose forerunner knew more.
+            told = told if told is not None and isinstance(error, TimeoutError) else error
             if loop.time() + pause >= deadline:
                 raise SourceUnavailable(
                     f"Kafka at {settings.bootstrap_servers} has not answered for {settings.unavailable_after_s:g} s "
-                    f"({str(error) or type(error).__name__}): check source.bootstrap_servers, the network and the brokers"
+                    f"({str(told) or type(told).__name__}): check source.bootstrap_servers, the network and the brokers"
                 ) from error
         await asyncio.sleep(pause)
         pause = min(2 * pause, _BACKOFF_MAX_S)

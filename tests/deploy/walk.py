@@ -231,10 +231,6 @@ def prepare(folder: Path) -> None:
     etc = folder / "debian" / "etc"
     (etc / "pip.conf").write_text("[global]\nno-index = true\nfind-links = /mnt/packages\n")
     (etc / "hosts").write_text(HOSTS)
-    # A machine that has much else to do at the same time is not what the walk is about.
-    patient = etc / "systemd/system/streamtrain@.service.d/patient.conf"
-    patient.parent.mkdir(parents=True, exist_ok=True)
-    patient.write_text("[Service]\nWatchdogSec=600\n")
 
 
 def system(folder: Path, name: str) -> Path:

@@ -59,12 +59,17 @@ async def test_a_full_handoff_holds_the_feed_until_the_trainer_takes() -> None:
     handoff = Handoff(2)
     running = asyncio.create_task(feed(handoff, *[chunk(first, 1) for first in range(5)]).run())
     got: list[int | None] = []
+    while handoff._queue.qsize() < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    assert handoff._queue.qsize() == 2
 
     def take() -> None:
         while not isinstance(item := handoff.get(30), End):
             assert isinstance(item, Item)
             got.append(item.decoded.first)
-            assert handoff._queue.qsize() <= 2
+            # All five are read once three are taken, and the end needs no room.
+            assert handoff._queue.qsize() <= 2 + (len(got) >= 3)
 
     await asyncio.wait_for(asyncio.to_thread(take), 60)
     await running

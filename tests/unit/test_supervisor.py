@@ -29,7 +29,7 @@ def test_readiness_is_told_once_and_what_is_not_new_only_within_its_interval(sys
     clock = Clock()
     supervisor = Supervisor(systemd.address, None, clock)
     supervisor.tell("recovering", ready=False, live=True)
-    assert systemd.told() == {"STATUS": "recovering", "EXTEND_TIMEOUT_USEC": "60000000"}
+    assert systemd.told() == {"STATUS": "recovering", "EXTEND_TIMEOUT_USEC": "300000000"}
     supervisor.tell("learning", ready=True, live=True)
     assert systemd.told() == {"STATUS": "learning", "READY": "1"}
     supervisor.tell("learning", ready=True, live=True)
@@ -44,6 +44,9 @@ def test_readiness_is_told_once_and_what_is_not_new_only_within_its_interval(sys
 def test_a_watchdog_gets_signs_of_life_four_times_a_period_and_none_from_what_hangs(systemd: Systemd) -> None:
     clock = Clock()
     supervisor = Supervisor(systemd.address, 2.0, clock)
+    supervisor.tell("recovering", ready=False, live=True)
+    told = systemd.told()
+    assert told is not None and "EXTEND_TIMEOUT_USEC" in told and "WATCHDOG" not in told
     supervisor.tell("learning", ready=True, live=True)
     assert systemd.told() == {"STATUS": "learning", "READY": "1", "WATCHDOG": "1"}
     clock.now_s = 0.5

@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "tiers": ("--ids", "1000000"),
     "fold": ("--rows", "1000000"),
     "train_step": (),
+    "compute_dtype": (),
     "grouped": (),
     "linear": (),
     "scaling": ("--rows", "1", "10"),

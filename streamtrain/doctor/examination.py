@@ -66,7 +66,8 @@ def _examine_here(job: Job) -> list[Finding]:
             base_bytes = log.base_bytes(bases[-1])
         if epochs := log.epochs():
             newest_s = log.epoch_path(epochs[-1]).stat().st_mtime
-    found = examine_machine(max(job.training.threads, job.training.dense_threads), newest_s)
+    dtype = getattr(job.model, "compute_dtype", "float32")  # Of models with layers.
+    found = examine_machine(max(job.training.threads, job.training.dense_threads), newest_s, dtype)
     found += examine_log_disk(path, base_bytes, job.log.epoch_interval_s)
     for what, other in _directories(job).items():
         found += examine_room(what, other, base_bytes)

@@ -11,20 +11,29 @@ from pathlib import Path
 
 from streamtrain.findings import Finding
 
-__all__ = ["cores_granted", "examine_machine", "judge_clock", "judge_cores", "judge_processor"]
+__all__ = [
+    "cores_granted",
+    "examine_machine",
+    "has_short_products",
+    "judge_clock",
+    "judge_cores",
+    "judge_processor",
+]
 
 # Of x86-64. jaxlib's wheels are compiled for the first; without the others kernels take twice the time.
 _NEEDED, _WANTED = "avx", ("avx2", "fma")
+_SHORT_PRODUCTS = {"avx512_bf16", "amx_bf16"}
 _TIME_ERROR = 5
 _BACK_S = 2.0
 
 
-def examine_machine(threads: int, newest_s: float | None) -> list[Finding]:
+def examine_machine(threads: int, newest_s: float | None, compute_dtype: str = "float32") -> list[Finding]:
     """Looks at this machine.
 
     Args:
       threads: the larger of `training.threads` and `training.dense_threads`.
       newest_s: when the log's newest epoch was written, seconds since 1970; None where there is none.
+      compute_dtype: of the model, where it has one.
     """
     cpuinfo = quota = ""
     with suppress(OSError):
@@ -33,18 +42,17 @@ def examine_machine(threads: int, newest_s: float | None) -> list[Finding]:
         quota = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii")
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [
-        judge_processor(platform.machine(), cpuinfo),
+        judge_processor(platform.machine(), cpuinfo, compute_dtype),
         judge_cores(cores_granted(allowed, quota), threads),
         judge_clock(_synchronised(), time.time(), newest_s),
     ]
 
 
-def judge_processor(kind: str, cpuinfo: str) -> Finding:
-    """Args: what `uname -m` says, and the text of /proc/cpuinfo, "" where there is none."""
+def judge_processor(kind: str, cpuinfo: str, compute_dtype: str = "float32") -> Finding:
+    """Args: what `uname -m` says; the text of /proc/cpuinfo, "" where there is none; see `examine_machine`."""
     if kind not in ("x86_64", "AMD64"):
         return Finding.ok("processor", kind)
-    lines = (line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
-    features = next((set(value.split()) for name, value in lines if name.strip() == "flags"), None)
+    features = _features(cpuinfo)
     if features is None:
         return Finding.ok("processor", f"{kind}, whose features nobody tells")
     if _NEEDED not in features:
@@ -59,7 +67,25 @@ def judge_processor(kind: str, cpuinfo: str) -> Finding:
             f"{kind} without {' and '.join(lacking).upper()}: learning takes about twice the time",
             "of a virtual machine, let it see its host's processor (`-cpu host`)",
         )
+    if compute_dtype == "bfloat16" and not has_short_products(cpuinfo):
+        return Finding.warning(
+            "processor",
+            f"{kind} without products of bfloat16 ({' or '.join(sorted(_SHORT_PRODUCTS))}): they are computed as float32, "
+            "and rounding comes on top",
+            'model.compute_dtype = "float32" for a new model; this one needs a processor that has them',
+        )
     return Finding.ok("processor", f"{kind} with AVX2 and FMA")
+
+
+def has_short_products(cpuinfo: str) -> bool:
+    """Whether the processor multiplies bfloat16, going by the text of /proc/cpuinfo."""
+    return bool((_features(cpuinfo) or set()) & _SHORT_PRODUCTS)
+
+
+def _features(cpuinfo: str) -> set[str] | None:
+    """None where nobody tells."""
+    lines = (line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
+    return next((set(value.split()) for name, value in lines if name.strip() == "flags"), None)
 
 
 def cores_granted(allowed: int, quota: str) -> float:

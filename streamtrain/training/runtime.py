@@ -18,7 +18,7 @@ NOTE = "runtime"
 
 _LIBRARIES = ("streamtrain", "jax", "jaxlib", "optax", "numba", "llvmlite", "numpy", "pyarrow")
 # Instruction sets that change how sums are grouped and rounded; the hundreds of others do not.
-_VECTORS = re.compile(r"avx\d*.*|fma\d*|neon|sve\d*")
+_VECTORS = re.compile(r"avx\d*.*|amx.*|fma\d*|neon|sve\d*")
 
 
 @functools.cache

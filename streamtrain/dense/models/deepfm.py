@@ -18,6 +18,7 @@ from streamtrain.dense.models.layers import (
     dense_columns,
     init_layers,
     pooled_columns,
+    product_of,
     require_pooled,
 )
 from streamtrain.errors import ConfigError
@@ -68,7 +69,8 @@ class DeepFM(Model):
     def apply(self, params: Params, features: Features) -> jax.Array:
         linear, factors = zip(*map(self._split, features.levels), strict=True)
         pairs = pair_sum(features, factors)[:, None] * params.get("pair_scale", 1.0)
-        deep = apply_parts(params["layers"], features, self._parts(features, factors))
+        product = product_of(self.settings.compute_dtype)
+        deep = apply_parts(params["layers"], features, self._parts(features, factors), product)
         return features.summed(linear) + pairs + deep
 
     def _split(self, level: LevelFeatures) -> tuple[jax.Array, jax.Array]:

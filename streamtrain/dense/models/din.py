@@ -14,6 +14,7 @@ from streamtrain.dense.model import Column, Features, Inputs, Model, Params, Seq
 from streamtrain.dense.models.layers import (
     Layers,
     Part,
+    Product,
     TowerSettings,
     Width,
     apply_parts,
@@ -22,6 +23,7 @@ from streamtrain.dense.models.layers import (
     init_layers,
     pooled_columns,
     pooled_parts,
+    product_of,
 )
 from streamtrain.errors import ConfigError
 
@@ -61,6 +63,7 @@ class Din(Model):
                 f"model.target: {unknown[0]!r} is not an unpooled sequence slot; there are: {', '.join(inputs.sequences)}"
             )
         self._targets = {slot: self._target(slot) for slot in inputs.sequences}
+        self._product = product_of(settings.compute_dtype)
 
     def init(self, key: jax.Array) -> Params:
         tower, *keys = jax.random.split(key, 1 + len(self._targets))
@@ -93,7 +96,7 @@ class Din(Model):
             level, interest = self._interest(params["attention"][slot], features, slot, target)
             parts.append(Part(level, interest, [(row, interest.shape[1])]))
             row += interest.shape[1]
-        return apply_parts(params["layers"], features, parts)
+        return apply_parts(params["layers"], features, parts, self._product)
 
     def _interest(self, layers: Layers, features: Features, slot: str, target: str) -> tuple[int, jax.Array]:
         """The attended sum of a sequence, at the level of it or of its target, whichever is nearer to the samples."""
@@ -101,9 +104,8 @@ class Din(Model):
         level = max(holds, asks)
         query = features.spread(features.levels[asks].pooled[target], asks, level)
         spread = partial(features.spread, level=holds, to=level)
-        return level, attend(
-            layers, query, features.levels[holds].sequences[slot], self.settings.softmax, spread
-        )
+        sequence = features.levels[holds].sequences[slot]
+        return level, attend(layers, query, sequence, self.settings.softmax, spread, self._product)
 
     def _target(self, slot: str) -> str:
         sequence = self.inputs.sequences[slot]
@@ -129,6 +131,7 @@ def attend(
     sequence: SequenceFeatures,
     softmax: bool,
     spread: Callable[[jax.Array], jax.Array],
+    product: Product = jnp.matmul,
 ) -> jax.Array:
     """The sum of a sequence's vectors, each weighted by layers([query, key, query - key, query * key]).
 
@@ -141,16 +144,17 @@ def attend(
       sequence: `[N, T, D]` keys and their mask.
       softmax: whether the weights of a sample's keys are made to sum to 1.
       spread: takes what the N sequences have, `[N, ...]`, to the B queries, `[B, ...]`.
+      product: one of `product_of`.
 
     Returns:
       `[B, D]`; 0 for an empty sequence.
     """
     of_query, of_key, of_difference, of_product = jnp.split(layers[0]["kernel"], 4)
     keys, mask = spread(sequence.vectors), spread(sequence.mask)
-    of_pairs = (query[:, None, :] * keys) @ of_product
-    of_keys = spread(sequence.vectors @ (of_key - of_difference))
-    of_queries = query @ (of_query + of_difference)
-    scores = finish_layers(layers, of_pairs + of_keys + of_queries[:, None, :])[:, :, 0]
+    of_pairs = product(query[:, None, :] * keys, of_product)
+    of_keys = spread(product(sequence.vectors, of_key - of_difference))
+    of_queries = product(query, of_query + of_difference)
+    scores = finish_layers(layers, of_pairs + of_keys + of_queries[:, None, :], product)[:, :, 0]
     if softmax:
         scores = jax.nn.softmax(jnp.where(mask > 0, scores, _NEVER), axis=1)
     return jnp.einsum("bt,btd->bd", scores * mask, keys)

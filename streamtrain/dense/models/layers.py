@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
@@ -16,8 +16,10 @@ from streamtrain.errors import ConfigError
 
 __all__ = [
     "Activation",
+    "ComputeDtype",
     "Layers",
     "Part",
+    "Product",
     "TowerSettings",
     "Width",
     "apply_layers",
@@ -27,12 +29,16 @@ __all__ = [
     "init_layers",
     "pooled_columns",
     "pooled_parts",
+    "product_of",
     "require_pooled",
 ]
 
 Activation = Literal["relu", "prelu"]
+ComputeDtype = Literal["float32", "bfloat16"]
 Layers = list[dict[str, jax.Array]]
 Width = Annotated[int, Field(ge=1, le=16384)]
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+"""`[..., in]` times `[in, out]`, float32 in and out."""
 
 _SLOPE = 0.25
 """The slope that PReLU starts from (He et al., ICCV 2015)."""
@@ -45,6 +51,9 @@ class TowerSettings(ModelSettings):
     """Widths of the hidden layers, first to last. Empty makes the top a single linear layer."""
     activation: Activation = "relu"
     """Of the hidden layers. `prelu` learns the slope of the negative side, one for each unit."""
+    compute_dtype: ComputeDtype = "float32"
+    """`bfloat16` rounds what the layers multiply, forward and on the way back to their inputs, to 8 bits, for processors that
+    have such products (`avx512_bf16`, `amx_bf16`); on others it is slower. Sums, parameters and their gradients stay float32."""
 
 
 def init_layers(key: jax.Array, widths: Sequence[int], activation: Activation) -> Layers:
@@ -77,21 +86,56 @@ def init_layers(key: jax.Array, widths: Sequence[int], activation: Activation) -
     return layers
 
 
-def apply_layers(layers: Layers, x: jax.Array) -> jax.Array:
-    """`[..., in]` to `[..., out]`; no activation after the last layer."""
-    return finish_layers(layers, x @ layers[0]["kernel"])
+def product_of(dtype: ComputeDtype) -> Product:
+    """The product that layers with this `compute_dtype` are made of."""
+    return jnp.matmul if dtype == "float32" else _short_product
 
 
-def finish_layers(layers: Layers, sums: jax.Array) -> jax.Array:
+@jax.custom_vjp
+def _short_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The product of both rounded to bfloat16, summed in float32.
+
+    The gradient of `x` is such a product as well. That of `kernel` is one of float32: it sums over the minibatch, where
+    short factors would cost digits, and with them it was slower than without.
+    """
+    return _rounded(x, kernel)
+
+
+def _rounded(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    # Where there are no short products XLA makes float32 of both again, and left to itself would not round them first: then
+    # a follower on another processor would score otherwise than the trainer.
+    short = [jax.lax.reduce_precision(a, 8, 7).astype(jnp.bfloat16) for a in (x, kernel)]
+    return jnp.matmul(*short, preferred_element_type=jnp.float32)
+
+
+def _short_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _rounded(x, kernel), (x, kernel)
+
+
+def _short_backward(factors: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = factors
+    summed = list(range(x.ndim - 1))
+    return _rounded(gradient, kernel.T), jnp.tensordot(x, gradient, (summed, summed))
+
+
+_short_product.defvjp(_short_forward, _short_backward)
+
+
+def apply_layers(layers: Layers, x: jax.Array, product: Product = jnp.matmul) -> jax.Array:
+    """`[..., in]` to `[..., out]`; no activation after the last layer. `product` is one of `product_of`."""
+    return finish_layers(layers, product(x, layers[0]["kernel"]), product)
+
+
+def finish_layers(layers: Layers, sums: jax.Array, product: Product = jnp.matmul) -> jax.Array:
     """As `apply_layers`, from the products of the first layer's kernel on."""
-    return _after_first(layers, sums + layers[0]["bias"])
+    return _after_first(layers, sums + layers[0]["bias"], product)
 
 
-def _after_first(layers: Layers, x: jax.Array) -> jax.Array:
+def _after_first(layers: Layers, x: jax.Array, product: Product) -> jax.Array:
     """As `apply_layers`, from what the first layer's activation is applied to on."""
     for layer, after in pairwise(layers):
         x = jnp.where(x > 0, x, layer["slope"] * x) if "slope" in layer else jax.nn.relu(x)
-        x = x @ after["kernel"] + after["bias"]
+        x = product(x, after["kernel"]) + after["bias"]
     return x
 
 
@@ -109,13 +153,16 @@ class Part(NamedTuple):
     runs: list[tuple[int, int]]
 
 
-def apply_parts(layers: Layers, features: Features, parts: Sequence[Part]) -> jax.Array:
+def apply_parts(
+    layers: Layers, features: Features, parts: Sequence[Part], product: Product = jnp.matmul
+) -> jax.Array:
     """As `apply_layers`, of input whose columns are spread over levels: each is multiplied as often as its level has nodes.
 
     Args:
       layers: of an input as wide as all parts together.
       features: of which the parts are.
       parts: they meet every row of the first kernel once; of one level, rows ascend from part to part.
+      product: one of `product_of`.
 
     Returns:
       `[B, out]`.
@@ -125,13 +172,15 @@ def apply_parts(layers: Layers, features: Features, parts: Sequence[Part]) -> ja
     starts = sorted(row for own in runs for row, _ in own)
     pieces = dict(zip(starts, jnp.split(layers[0]["kernel"], starts[1:]), strict=True))
     terms = [
-        _beside([part.x for part in own], 1) @ _beside([pieces[row] for row, _ in rows], 0) if rows else None
+        product(_beside([part.x for part in own], 1), _beside([pieces[row] for row, _ in rows], 0))
+        if rows
+        else None
         for own, rows in zip(by_level, runs, strict=True)
     ]
     # The bias joins the outermost level, so that its gradient is a sum over nodes, not over samples.
     outermost, term = next((level, term) for level, term in enumerate(terms) if term is not None)
     terms[outermost] = term + layers[0]["bias"]
-    return _after_first(layers, features.summed(terms))
+    return _after_first(layers, features.summed(terms), product)
 
 
 def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

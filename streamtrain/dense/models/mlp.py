@@ -14,6 +14,7 @@ from streamtrain.dense.models.layers import (
     init_layers,
     pooled_columns,
     pooled_parts,
+    product_of,
     require_pooled,
 )
 
@@ -41,4 +42,5 @@ class Mlp(Model):
         return {"layers/0/kernel": pooled_columns(self.inputs) + dense_columns(self.inputs)}
 
     def apply(self, params: Params, features: Features) -> jax.Array:
-        return apply_parts(params["layers"], features, pooled_parts(self.inputs, features))
+        product = product_of(self.settings.compute_dtype)
+        return apply_parts(params["layers"], features, pooled_parts(self.inputs, features), product)

@@ -33,6 +33,20 @@ def test_a_processor_is_judged_by_what_jax_and_the_kernels_need(
 
 
 @pytest.mark.parametrize(
+    ("flags", "dtype", "level"),
+    [
+        ("avx avx2 fma", "bfloat16", Level.WARNING),
+        ("avx avx2 fma avx512_bf16", "bfloat16", Level.OK),
+        ("avx avx2 fma amx_bf16", "bfloat16", Level.OK),
+        ("avx avx2 fma", "float32", Level.OK),
+    ],
+)
+def test_short_products_need_a_processor_that_has_them(flags: str, dtype: str, level: Level) -> None:
+    found = judge_processor("x86_64", f"flags\t\t: {flags}\n", dtype)
+    assert found.level is level and ("compute_dtype" in found.remedy) is (level is Level.WARNING)
+
+
+@pytest.mark.parametrize(
     ("allowed", "quota", "granted"),
     [(8, "", 8), (8, "max 100000\n", 8), (8, "150000 100000\n", 1.5), (2, "400000 100000", 2)],
 )

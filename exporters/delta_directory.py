@@ -18,6 +18,7 @@ from streamtrain.log.lock_file import LockFile, LockHeld
 from streamtrain.log.readers import READERS
 from streamtrain.serving.manifest import BASES, DELTAS, MANIFEST, MODEL, Entry, Manifest
 from streamtrain.serving.model import ServedModel
+from streamtrain.serving.packed import Packer
 
 __all__ = ["ExportDirectory"]
 
@@ -142,14 +143,28 @@ class ExportDirectory:
         return manifest
 
     def write_file(
-        self, entry: Entry, document: Mapping[str, Any], tensors: Mapping[str, np.ndarray | Stream]
+        self,
+        entry: Entry,
+        document: Mapping[str, Any],
+        tensors: Mapping[str, np.ndarray | Stream],
+        *,
+        packed: bool = False,
     ) -> Entry:
         """Writes a delta or base and makes it durable. Nothing refers to it yet.
+
+        Args:
+          packed: compresses it, for which it is held in memory whole.
 
         Returns:
           `entry` with the file's digest and size.
         """
         self._check_held()
+        if packed:
+            packer = Packer()
+            digest = write(document, tensors, packer)
+            frame, entry = packer.packed(), replace(entry, digest=digest, unpacked_bytes=len(packer))
+            self._write(entry.name, frame)
+            return replace(entry, size_bytes=len(frame))
         target = self.path / entry.name
         with (
             self.typed(f"write {entry.name} of"),
@@ -169,11 +184,12 @@ class ExportDirectory:
         if self._lock is not None and not self._lock.held:
             raise ExportError(f"another process has taken the export to {self.path} over")
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes | memoryview) -> None:
         self._check_held()
-        with self.typed(f"write {name} of"), _Replacing(self._files, self.aside, name) as aside:
+        target = self.path / name
+        with self.typed(f"write {name} of"), _Replacing(self._files, self.aside, target.name) as aside:
             aside.write(content)
-            aside.replace(self.path / name)
+            aside.replace(target)
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes files that the published manifest does not name; what cannot be removed is logged, and stays."""

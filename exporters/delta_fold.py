@@ -83,11 +83,12 @@ def _fold_step(
 ) -> Entry:
     """Writes the base that a base and the deltas behind it make."""
     try:
-        files = [read_export(directory.path, entry, model) for entry in chain]
+        # What was compressed stands on the disk meanwhile: so many deltas may be more than there is memory.
+        files = [read_export(directory.path, entry, model, directory.aside) for entry in chain]
     except (ExportError, FileNotFoundError) as error:
         raise DeltaGap(f"{error}; the export is begun anew") from error
     last = files[-1]
-    entry = replace(last.entry, previous="", exported_at_ms=now_ms)
+    entry = replace(last.entry, previous="", exported_at_ms=now_ms, unpacked_bytes=0)
     lineage = Lineage.folded([file.lineage for file in files])
     tensors: dict[str, np.ndarray | Stream] = {f"dense/{name}": array for name, array in last.dense.items()}
     for name, table in model.tables.items():

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -152,7 +154,12 @@ def read_digest(path: Path, files: Files) -> str:
       FileNotFoundError, OSError.
     """
     with files.open(path) as file:
-        start = file.read(DIGEST_OFFSET + 64)
+        return _claimed_digest(path, file)
+
+
+def _claimed_digest(path: Path, file: BinaryIO) -> str:
+    start = file.read(DIGEST_OFFSET + 64)
+    file.seek(0)
     if start[8:DIGEST_OFFSET] != _PREFIX or len(start) != DIGEST_OFFSET + 64:
         raise CorruptRecord(f"{path}: the file is cut short, or does not begin with a streamtrain header")
     return _hex(path, start[DIGEST_OFFSET:])
@@ -204,21 +211,32 @@ class Container:
       tensors: by name, views in the file's order.
     """
 
-    def __init__(self, path: Path, files: Files | None = None, *, check: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        files: Files | None = None,
+        *,
+        check: bool = True,
+        content: BinaryIO | None = None,
+    ) -> None:
         """Opens and parses a file.
 
         Args:
           check: compares the digest, which reads every byte once.
+          content: an open file, unbuffered and at its beginning, with what `path` holds packed; the caller closes it. Default:
+            `path` itself.
 
         Raises:
           CorruptRecord: naming the file and what is wrong with it.
           FileNotFoundError, OSError.
         """
         self.path = path
-        self.digest = read_digest(path, files := files or Files())
-        with files.open(path) as file:
+        files = files or Files()
+        self.digest = read_digest(path, files) if content is None else _claimed_digest(path, content)
+        with files.open(path) if content is None else nullcontext(content) as file:
             if check:
-                self._check_digest(file, files.size(path))
+                size = files.size(path) if content is None else os.fstat(file.fileno()).st_size
+                self._check_digest(file, size)
             mapping = files.map(file)
         self.size_bytes = len(mapping)
         length = int.from_bytes(mapping[:8], "little")

@@ -15,6 +15,7 @@ from streamtrain.log.container import Container
 from streamtrain.log.record import EpochRecord
 from streamtrain.serving.manifest import Entry
 from streamtrain.serving.model import FORMAT_VERSION, ServedModel, ServedTable
+from streamtrain.serving.packed import unpacked
 from streamtrain.serving.weights import decode
 
 __all__ = ["PARAMS_PREFIX", "ExportedFile", "ExportedRows", "Lineage", "export_document", "read_export"]
@@ -156,8 +157,13 @@ def export_document(model_id: str, entry: Entry, lineage: Lineage) -> dict[str, 
     }
 
 
-def read_export(directory: Path, entry: Entry, model: ServedModel) -> ExportedFile:
+def read_export(
+    directory: Path, entry: Entry, model: ServedModel, folder: Path | None = None
+) -> ExportedFile:
     """Reads a file of an export and checks all of it: digest, place in the chain, model, names, shapes.
+
+    Args:
+      folder: where the content of a compressed file stands while it is in use; None: in memory.
 
     Raises:
       FileNotFoundError: it was collected; the manifest that named it is no longer the newest.
@@ -167,7 +173,11 @@ def read_export(directory: Path, entry: Entry, model: ServedModel) -> ExportedFi
     """
     path = directory / entry.name
     try:
-        container = Container(path)
+        if entry.unpacked_bytes:
+            with unpacked(path, entry.unpacked_bytes, folder) as content:
+                container = Container(path, content=content)
+        else:
+            container = Container(path)
     except CorruptRecord as error:
         raise ExportError(f"{error}; it is refused until the exporter has written another") from error
     try:
@@ -187,7 +197,7 @@ def _parse(container: Container, entry: Entry, model: ServedModel) -> ExportedFi
         raise DeltaGap(
             f"{container.path}: it is (epoch, version, previous) {place}, the manifest says otherwise"
         )
-    if (container.digest, container.size_bytes) != (entry.digest, entry.size_bytes):
+    if (container.digest, container.size_bytes) != (entry.digest, entry.unpacked_bytes or entry.size_bytes):
         raise ExportError(f"{container.path}: it is whole, but not the file that the manifest names")
     tables = {name: _rows(container, name, table) for name, table in model.tables.items()}
     return ExportedFile(entry, Lineage.from_json(document["lineage"]), tables, dict(_dense(container)))

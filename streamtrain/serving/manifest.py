@@ -16,9 +16,12 @@ from streamtrain.errors import DeltaGap, ExportError
 from streamtrain.log.sealed import seal, unseal
 from streamtrain.serving.model import FORMAT_VERSION
 
-__all__ = ["BASES", "DELTAS", "MANIFEST", "MODEL", "Entry", "Manifest", "Position"]
+__all__ = ["BASES", "DELTAS", "MANIFEST", "MODEL", "PACKED_VERSION", "Entry", "Manifest", "Position"]
 
 MANIFEST, MODEL, BASES, DELTAS = "manifest.json", "model.json", "bases", "deltas"
+PACKED_VERSION = 2
+"""Of the format: what a manifest says that names a compressed file, which followers of version 1 have to refuse."""
+SUFFIX = ".zst"
 
 
 class Position(NamedTuple):
@@ -41,10 +44,11 @@ class Entry:
     Attributes:
       epoch, version: the position that a follower holds after it has applied the file.
       previous: of a delta, the `version` that it follows (its epoch is one less); of a base, "".
-      digest: hex SHA-256 of the file, as the file states it too.
-      size_bytes: of the file.
+      digest: hex SHA-256 of the file, unpacked; the file states it too.
+      size_bytes: of the file as it stands there.
       committed_at_ms: when the trainer committed the epoch, by its wall clock.
       exported_at_ms: when the exporter wrote the file, by its wall clock.
+      unpacked_bytes: of a file that is compressed (`packed.py`), the size of what `digest` is of; else 0.
     """
 
     epoch: int
@@ -54,6 +58,7 @@ class Entry:
     size_bytes: int
     committed_at_ms: int
     exported_at_ms: int
+    unpacked_bytes: int = 0
 
     @property
     def position(self) -> Position:
@@ -62,7 +67,8 @@ class Entry:
     @property
     def name(self) -> str:
         """The path inside the export directory."""
-        return f"{DELTAS if self.previous else BASES}/{self.epoch:020d}.safetensors"
+        folder, suffix = DELTAS if self.previous else BASES, SUFFIX if self.unpacked_bytes else ""
+        return f"{folder}/{self.epoch:020d}.safetensors{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +173,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The file's content."""
+        packed = any(entry.unpacked_bytes for entry in (*self.bases, *self.deltas))
         document = {
             "format": "streamtrain-export",
-            "format_version": FORMAT_VERSION,
+            "format_version": PACKED_VERSION if packed else FORMAT_VERSION,
             "model_id": self.model_id,
             "head": self.head._asdict(),
             "bases": [_to_json(entry) for entry in self.bases],
@@ -191,7 +198,7 @@ class Manifest:
             if document["format"] != "streamtrain-export":
                 raise ExportError(f"its format is {document['format']!r}, not 'streamtrain-export'")
             version = document["format_version"]
-            manifest = Manifest._of(document) if version == FORMAT_VERSION else None
+            manifest = Manifest._of(document) if version in (FORMAT_VERSION, PACKED_VERSION) else None
         except (KeyError, TypeError, ValueError, ExportError) as error:
             raise ExportError(
                 f"{path} is not a manifest that can be used: {error!s}; "
@@ -199,7 +206,7 @@ class Manifest:
             ) from error
         if manifest is None:
             raise ExportError(
-                f"{path} has version {version!r} of the format, this version of streamtrain reads {FORMAT_VERSION}: "
+                f"{path} has version {version!r} of the format, this version of streamtrain reads up to {PACKED_VERSION}: "
                 "upgrade what reads it, followers before the trainer"
             )
         return manifest
@@ -219,7 +226,10 @@ _ENTRY_KEYS = [field.name for field in fields(Entry)]
 
 
 def _to_json(entry: Entry) -> dict[str, Any]:
-    return {"name": entry.name, **{name: getattr(entry, name) for name in _ENTRY_KEYS}}
+    found = {"name": entry.name, **{name: getattr(entry, name) for name in _ENTRY_KEYS}}
+    if not entry.unpacked_bytes:
+        del found["unpacked_bytes"]
+    return found
 
 
 def _from_json(entry: dict[str, Any]) -> Entry:
@@ -231,4 +241,5 @@ def _from_json(entry: dict[str, Any]) -> Entry:
         int(entry["size_bytes"]),
         int(entry["committed_at_ms"]),
         int(entry["exported_at_ms"]),
+        int(entry.get("unpacked_bytes", 0)),
     )

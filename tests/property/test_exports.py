@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -22,14 +23,15 @@ EPOCH = st.tuples(CHANGES, st.booleans(), st.sampled_from(["", "", "", "restart"
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(EPOCH, min_size=1, max_size=8), st.integers(1, 4), st.integers(1, 2))
-def test_a_follower_equals_a_dictionary_at_every_version(epochs, base_every, keep_bases):
+@given(st.lists(EPOCH, min_size=1, max_size=8), st.integers(1, 4), st.integers(1, 2), st.booleans())
+def test_a_follower_equals_a_dictionary_at_every_version(epochs, base_every, keep_bases, compressed):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         history = History(path / "log")
         history.append()
+        compression = itertools.cycle(["zstd", "none"] if compressed else ["none", "zstd"])
         options = {"base_every_epochs": base_every, "keep_bases": keep_bases}
-        exporter = make_exporter(history.log, path / "x", **options)
+        exporter = make_exporter(history.log, path / "x", compression=next(compression), **options)
         early = Follower(path / "x", piece_samples=1)
         for changes, polls, event in epochs:
             history.append(changes, bias=float(len(history.oracle)))
@@ -37,7 +39,7 @@ def test_a_follower_equals_a_dictionary_at_every_version(epochs, base_every, kee
                 _collect(history)
             if event == "restart":
                 exporter.close()
-                exporter = make_exporter(history.log, path / "x", **options)
+                exporter = make_exporter(history.log, path / "x", compression=next(compression), **options)
             if event != "lag":
                 ExportRunner(history.log, exporter).catch_up()
             if exporter._folding is not None:

@@ -49,9 +49,9 @@ for _name in CALLS:
     setattr(DyingFiles, _name, lambda self, *arguments, _name=_name: self._call(_name, *arguments))
 
 
-def export_all(history: History, path: Path, files: Files | None) -> None:
+def export_all(history: History, path: Path, files: Files | None, compression: str = "none") -> None:
     """Exports everything, waiting for each base."""
-    settings = DeltaSettings(path=str(path), base_every_epochs=2, keep_bases=1)
+    settings = DeltaSettings(path=str(path), base_every_epochs=2, keep_bases=1, compression=compression)
     exporter = None
     try:
         exporter = DeltaExporter(settings, history.log.model, files)
@@ -86,21 +86,22 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> History:
     return made
 
 
-def test_a_crash_after_any_call_leaves_a_whole_export_that_goes_on(history, tmp_path):
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_crash_after_any_call_leaves_a_whole_export_that_goes_on(history, tmp_path, compression):
     counting = DyingFiles(10**9)
-    export_all(history, tmp_path / "whole", counting)
+    export_all(history, tmp_path / "whole", counting, compression)
     assert counting.calls > 50
     for last in range(counting.calls):
         path = tmp_path / str(last)
         with contextlib.suppress(Crash):
-            export_all(history, path, DyingFiles(last))
+            export_all(history, path, DyingFiles(last), compression)
         before = check(path)
-        export_all(history, path, None)
+        export_all(history, path, None, compression)
         assert before <= check(path) == 3, f"after a crash behind call {last}"
         # A base that was folded but not yet published is an orphan as well; a start removes it.
         DeltaExporter(DeltaSettings(path=str(path)), history.log.model).close()
         names = Manifest.read(path / "manifest.json").names
-        there = {f"{file.parent.name}/{file.name}" for file in path.glob("*/*.safetensors")}
+        there = {f"{file.parent.name}/{file.name}" for file in path.glob("*/*.safetensors*")}
         assert there == set(names), f"orphans after a crash behind call {last}"
         assert not list((path / "tmp").iterdir())
 

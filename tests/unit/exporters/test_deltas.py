@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors import safe_open
 
@@ -22,6 +23,7 @@ from streamtrain.log.model import ModelDescription
 from streamtrain.serving import Follower
 from streamtrain.serving.files import read_export
 from streamtrain.serving.manifest import Manifest
+from streamtrain.serving.packed import unpacked
 from tests.exporting import JOB, History, held, make_exporter
 
 
@@ -425,3 +427,63 @@ def test_a_base_has_the_new_dtype_where_that_was_changed_and_old_deltas_are_fold
         head = history.oracle[-1][table]
         assert rows.keys() == head.keys()
         assert all(abs(rows[id] - w) <= abs(w) / 100 for id, w in head.items())
+
+
+def test_a_compressed_delta_is_a_zstd_frame_around_the_same_file_and_bases_are_mapped_as_ever(
+    history: History, tmp_path: Path
+) -> None:
+    for epoch in range(1, 8):
+        history.append({"users": dict.fromkeys(range(3000), float(epoch))})
+    entries = {}
+    for compression in ("none", "zstd"):
+        exporter = make_exporter(
+            history.log, tmp_path / compression, compression=compression, base_every_epochs=5
+        )
+        runner = ExportRunner(history.log, exporter)
+        runner.catch_up()
+        settle(exporter)
+        history.append({"users": {1: None}})
+        runner.catch_up()
+        entries[compression] = {e.epoch: e for e in (*manifest(exporter).bases, *manifest(exporter).deltas)}
+        follower = Follower(tmp_path / compression, piece_samples=1)
+        follower.poll()
+        assert held(follower) == history.oracle[-1]
+        exporter.close()
+    now = Manifest.read(tmp_path / "zstd" / "manifest.json")
+    assert len(now.bases) == 2 and all(base.name.endswith(".safetensors") for base in now.bases)
+    for packed in now.deltas:
+        assert packed.name.endswith(".safetensors.zst")
+        path = tmp_path / "zstd" / packed.name
+        assert packed.size_bytes == path.stat().st_size < packed.unpacked_bytes
+        if (plain := entries["none"].get(packed.epoch)) is not None and plain.previous:
+            content = pa.decompress(path.read_bytes(), packed.unpacked_bytes, "zstd", asbytes=True)
+            assert content == (tmp_path / "none" / plain.name).read_bytes()
+            assert plain.digest == packed.digest
+    versions = [
+        json.loads((tmp_path / name / "manifest.json").read_bytes())["format_version"] for name in entries
+    ]
+    assert versions == [1, 2], "a follower that knows nothing of compression refuses, and says why"
+
+
+def test_a_long_chain_of_compressed_deltas_is_unpacked_on_the_disk_and_leaves_nothing_there(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path | None] = []
+
+    def noted(path, size, folder):
+        folders.append(folder)
+        return unpacked(path, size, folder)
+
+    monkeypatch.setattr("streamtrain.serving.files.unpacked", noted)
+    exporter = make_exporter(history.log, tmp_path / "x", compression="zstd", base_every_epochs=4)
+    runner = ExportRunner(history.log, exporter)
+    runner.catch_up()
+    learn(history, 1.0, 2.0, 3.0, 4.0)
+    runner.catch_up()
+    settle(exporter)
+    learn(history, 5.0)
+    runner.catch_up()
+    assert contents(exporter, manifest(exporter).bases[-1].name) == history.oracle[4]
+    assert folders == [tmp_path / "x" / "tmp"] * 4
+    assert not list((tmp_path / "x" / "tmp").iterdir())
+    exporter.close()

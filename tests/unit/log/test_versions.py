@@ -76,8 +76,8 @@ def test_a_model_of_a_newer_version_is_not_one_to_restore_from_a_backup(log: Epo
 def test_an_export_of_a_newer_version_is_not_one_to_remove(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     manifest = Manifest("m", (Entry(1, "aa", "", "bb", 10, 0, 0),), ())
-    path.write_bytes(seal(unseal(manifest.to_bytes()) | {"format_version": 2, "bases": "in another shape"}))
-    with pytest.raises(ExportError, match=r"has version 2 .* reads 1: upgrade what reads it"):
+    path.write_bytes(seal(unseal(manifest.to_bytes()) | {"format_version": 3, "bases": "in another shape"}))
+    with pytest.raises(ExportError, match=r"has version 3 .* reads up to 2: upgrade what reads it"):
         Manifest.read(path)
 
 

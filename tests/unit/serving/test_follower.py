@@ -19,7 +19,7 @@ from tests.exporting import History, held, make_exporter
 class Exported:
     """A log with an exporter at its head."""
 
-    def __init__(self, path: Path, **settings: int) -> None:
+    def __init__(self, path: Path, **settings: int | str) -> None:
         self.path, self._settings = path / "export", {"base_every_epochs": 1000, **settings}
         self.history = History(path / "log")
         self.history.append()

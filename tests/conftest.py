@@ -13,7 +13,11 @@ from typing import Any
 import hypothesis
 import pytest
 
+from streamtrain.dense.compiled import keep_compiled
 from tests.servers import KafkaServer, RedisCluster, RedisServer, ServerFailed, missing_programs
+
+# Hundreds of tests compile the same few programs: where a daemon of this user keeps them, they are compiled once.
+keep_compiled("auto")
 
 # A first example may compile a kernel; how long one takes is the benchmarks' business.
 hypothesis.settings.register_profile("streamtrain", deadline=None, print_blob=True)

@@ -84,9 +84,21 @@ class DenseNet:
         shapes = self._predictor.params_shapes
         self._shapes = {"params": shapes, "optimizer": jax.eval_shape(self._optimizer.init, shapes)}
         self._program = Program("step", self._step, self._arguments)
-        self._state = self._initial(seed)
+        # Made when first asked for: a net that is loaded never is, and to draw what it starts with takes a third of a second.
+        self._seed = seed
+        self._current: Any = None
         # The state from before the last step, so that it can be undone; the price is memory for a second one.
         self._before: Any = None
+
+    @property
+    def _state(self) -> Any:
+        if self._current is None:
+            self._current = self._initial(self._seed)
+        return self._current
+
+    @_state.setter
+    def _state(self, state: Any) -> None:
+        self._current = state
 
     @property
     def compilations(self) -> int:

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,11 @@ def train_step_rates(samples: Data, warm: int) -> tuple[float, float]:
     learner.restore([learner.genesis({"p": 0}, "files")], sequential=True)
     seconds = processor_s = 0.0
     learned = counted = 0
-    for number, minibatch in enumerate(list(minibatches(job, samples.lines))):
+    every = list(minibatches(job, samples.lines))
+    for number, minibatch in enumerate(every):
+        coming = every[number + 1].batch if number + 1 < len(every) else None
         begin, processor = time.perf_counter(), time.process_time()
-        learner.learn(minibatch)
+        learner.learn(minibatch, partial(lambda batch: batch, coming))
         if learned >= warm:
             counted += minibatch.batch.size
             seconds += time.perf_counter() - begin

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,8 @@ STAGES = {
     "forward": ("sparse", "forward"),
     "dense": ("dense", "step"),
     "backward": ("sparse", "backward"),
-    "evaluation": ("prequential", "add"),
 }
-"""By name, the calls of `Learner.step` that make up nearly all of it."""
+"""By name, the calls of `Learner.step` that make up nearly all of it: evaluation, and what can be prepared of the next, lie beside the last."""
 _FILL_ROWS = 1 << 20
 _PARTITION = "0"
 
@@ -117,13 +117,23 @@ class OurSteps:
         for stage, (part, name) in STAGES.items():
             owner = getattr(self._learner, part)
             setattr(owner, name, self._timed(stage, getattr(owner, name)))
+        step = self._learner.step
+
+        def kept(*arguments: Any) -> np.ndarray | None:
+            logits = step(*arguments)
+            if logits is not None:
+                self._logits.append(logits)
+            return logits
+
+        setattr(self._learner, "step", kept)  # noqa: B010
 
     def learn(self, first: int, end: int) -> dict[str, Any]:
         """Takes steps; see `serve`."""
         self._seconds, self._logits = dict.fromkeys(STAGES, 0.0), []
         processor, begin = time.process_time(), time.perf_counter()
-        for minibatch in self._minibatches[first:end]:
-            if not self._learner.learn(minibatch):
+        coming = [*(m.batch for m in self._minibatches[first + 1 : end]), None]
+        for minibatch, ahead in zip(self._minibatches[first:end], coming, strict=True):
+            if not self._learner.learn(minibatch, partial(lambda batch: batch, ahead)):
                 raise SystemExit(f"a minibatch was quarantined: {minibatch.spans}")
         seconds, processor = time.perf_counter() - begin, time.process_time() - processor
         labels = np.concatenate([m.batch.labels[:, 0] for m in self._minibatches[first:end]])
@@ -144,8 +154,6 @@ class OurSteps:
             begin = time.perf_counter()
             result = work(*arguments)
             self._seconds[stage] += time.perf_counter() - begin
-            if stage == "evaluation":
-                self._logits.append(arguments[0])
             return result
 
         return timed

@@ -63,6 +63,7 @@ class Minibatcher:
         self._pieces: deque[_Piece] = deque()
         self._pending = 0
         self._refused = 0
+        self._ahead: SampleBatch | None = None
 
     @property
     def pending(self) -> int:
@@ -94,6 +95,19 @@ class Minibatcher:
         deadline_ms = self.deadline_ms()
         return self.flush() if deadline_ms is not None and now_ms >= deadline_ms else None
 
+    def ahead(self) -> SampleBatch | None:
+        """The samples of the next minibatch, the very object, where it is full already; takes nothing."""
+        if self._ahead is None and self._pending >= self.batch_size:
+            batches, missing = [], self.batch_size
+            for piece in self._pieces:
+                if taken := min(missing, piece.chunk.batch.size - piece.start):
+                    batches.append(piece.chunk.batch.slice(piece.start, piece.start + taken))
+                    missing -= taken
+                if not missing:
+                    break
+            self._ahead = SampleBatch.concat(batches)
+        return self._ahead
+
     def flush(self) -> Minibatch | None:
         """The next minibatch, full or not; None: nothing waits. It never holds more than `batch_size` samples."""
         if not self._pieces:
@@ -103,6 +117,8 @@ class Minibatcher:
     def _cut(self, size: int) -> Minibatch:
         """A minibatch of `size` samples. Where that is fewer than a full one, everything that waits is in it."""
         first_arrival_ms = self._pieces[0].arrived_ms
+        # Where there is one it is of a full minibatch, which what was added since has not changed.
+        ahead, self._ahead = self._ahead, None
         batches: list[SampleBatch] = []
         spans: list[Span] = []
         bad: list[BadSample] = []
@@ -111,13 +127,14 @@ class Minibatcher:
             piece = self._pieces[0]
             taken = min(missing, piece.chunk.batch.size - piece.start)
             # An empty part is kept only where nothing else is, because a minibatch needs arrays of some size.
-            if taken or (not batches and len(self._pieces) == 1):
+            if ahead is None and (taken or (not batches and len(self._pieces) == 1)):
                 batches.append(piece.chunk.batch.slice(piece.start, piece.start + taken))
             missing -= taken
             _append(spans, self._advance(piece, taken, to_end=size < self.batch_size, bad=bad))
         self._pending -= size
         self._refused -= len(bad)
-        return Minibatch(SampleBatch.concat(batches), tuple(spans), tuple(bad), first_arrival_ms)
+        batch = SampleBatch.concat(batches) if ahead is None else ahead
+        return Minibatch(batch, tuple(spans), tuple(bad), first_arrival_ms)
 
     def _advance(self, piece: _Piece, taken: int, to_end: bool, bad: list[BadSample]) -> Span:
         """Moves `piece` past `taken` samples and returns the span of it; drops it where nothing is left."""

@@ -38,15 +38,31 @@ class Bank:
     def __init__(self, layout: Layout, table: TableKind) -> None:
         """Args: layout: the slots, of which it takes its own; table: what holds their rows."""
         self.table = table
-        self._slots, self._uniter = TableSlots(layout, table.name), Uniter()
+        self._slots = TableSlots(layout, table.name)
+        # One holds the ids of the step in flight, the other those of the next.
+        self._uniters, self._turn = (Uniter(), Uniter()), 0
+        self._prepared: tuple[SampleBatch, Stack, United] | None = None
         self._scratch = np.empty((0, table.dim), np.float32)
         self._flight: tuple[Stack, United] | None = None
 
+    def prepare(self, batch: SampleBatch) -> None:
+        """Does what `forward` of the next step will need and no table decides. For any thread, beside a step in flight."""
+        self._turn ^= 1
+        self._prepared = batch, *self._united(batch)
+
+    def _united(self, batch: SampleBatch) -> tuple[Stack, United]:
+        stack = self._slots.stack(batch)
+        united = self._uniters[self._turn].unite(stack.values)
+        self._slots.weigh(stack, united.inverse, united.occurrences)
+        return stack, united
+
     def forward(self, batch: SampleBatch, step: int, out: SparseActivations) -> None:
         """Begins a step of the table and writes its slots' part of `out`. Raises TableFull; then no step is begun."""
-        stack = self._slots.stack(batch)
-        united = self._uniter.unite(stack.values)
-        self._slots.weigh(stack, united.inverse, united.occurrences)
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] is batch:
+            _, stack, united = prepared
+        else:
+            stack, united = self._united(batch)
         vectors = self._take_scratch(len(united.ids))
         self.table.begin(united, step, vectors)
         self._slots.pool(vectors, united.inverse, stack, out)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["pieces", "set_threads", "share"]
+__all__ = ["beside", "pieces", "set_threads", "share", "worth_sharing"]
+
+T = TypeVar("T")
 
 LEAST = 4096
 """Rows a piece at least, some 100 us: fewer are done before a helper is awake."""
@@ -110,6 +112,31 @@ def pieces(size: int, rows: int | None = None) -> list[int]:
     wanted = PIECES_A_THREAD * _threads if _threads > 1 else 1
     count = max(1, min(wanted, size, (size if rows is None else rows) // LEAST))
     return [size * piece // count for piece in range(count + 1)]
+
+
+def worth_sharing(rows: int) -> bool:
+    """Whether so many rows are worth waking a helper for, and there is one."""
+    return _threads > 1 and rows >= LEAST
+
+
+def beside(work: Callable[[], T]) -> Callable[[], T]:
+    """Asks a helper to do `work` while the caller does something else, which shares no state with it.
+
+    Returns:
+      What waits for the work, or does it where no helper has come to it, and returns its result or raises its fault. To be
+      called once, by this thread.
+    """
+    job = _Job(lambda first, end: work(), (0, 1))
+    if _threads > 1:
+        # The last to be asked to share what the caller does meanwhile.
+        _helpers[_threads - 2].invite(job)
+
+    def result() -> T:
+        job.help()
+        found: T = job.results()[0]
+        return found
+
+    return result
 
 
 def share(work: Callable[[int, int], Any], bounds: Sequence[int]) -> list[Any]:

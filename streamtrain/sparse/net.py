@@ -63,6 +63,14 @@ class SparseNet:
         """The tables by name."""
         return {name: bank.table for name, bank in self._banks.items()}
 
+    def prepare(self, batch: SampleBatch) -> None:
+        """Does beforehand what `forward` of this very object will need and no table decides; changes no bit.
+
+        For any one thread, also beside a step in flight, between `forward` and the end of `backward`.
+        """
+        for bank in self._banks.values():
+            bank.prepare(batch)
+
     def forward(
         self, batch: SampleBatch, step: int, padded: int, nodes: Sequence[int] = ()
     ) -> SparseActivations:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,12 +21,12 @@ from streamtrain.log.recovery import Timed
 from streamtrain.samples.batch import SampleBatch
 from streamtrain.samples.minibatch import Minibatch
 from streamtrain.sources import DataLoss
-from streamtrain.sparse.crew import set_threads
+from streamtrain.sparse import crew
 from streamtrain.sparse.net import SparseNet
 from streamtrain.store.sweeps import Share
 from streamtrain.trace import SILENT, Spans
 from streamtrain.training.epochs import EpochBuilder
-from streamtrain.training.prequential import Prequential
+from streamtrain.training.prequential import Measured, Prequential, measure
 from streamtrain.training.runtime import NOTE, runtime_note
 
 __all__ = ["Learner"]
@@ -49,7 +49,7 @@ class Learner:
 
     def __init__(self, job: Job) -> None:
         layout = job.layout
-        set_threads(job.training.threads)
+        crew.set_threads(job.training.threads)
         use_threads(job.training.dense_threads)
         self.layout = layout
         self._no_rows = partial(SparseNet, layout, job.tables, job.seed)
@@ -152,19 +152,25 @@ class Learner:
         assert self._epochs is not None, "restore comes first"
         return self._epochs
 
-    def learn(self, minibatch: Minibatch) -> bool:
+    def learn(self, minibatch: Minibatch, ahead: Callable[[], SampleBatch | None] | None = None) -> bool:
         """Scores a minibatch, then learns from it: one step, or none where it holds no sample.
+
+        Args:
+          ahead: tells the samples of the minibatch to come, which are prepared beside this one's step; called in another
+            thread, and not after this returns. Changes no bit.
 
         Returns:
           False where it was quarantined: see `step`.
         """
         batch = minibatch.batch
-        learned = not batch.size or self.step(batch, self.epochs.step) is not None
+        learned = not batch.size or self.step(batch, self.epochs.step, ahead) is not None
         self.epochs.add(minibatch, quarantined=not learned)
         return learned
 
-    def step(self, batch: SampleBatch, step: int) -> np.ndarray | None:
-        """Optimizer step number `step` on B >= 1 samples; counts them in the evaluation.
+    def step(
+        self, batch: SampleBatch, step: int, ahead: Callable[[], SampleBatch | None] | None = None
+    ) -> np.ndarray | None:
+        """Optimizer step number `step` on B >= 1 samples; counts them in the evaluation. `ahead` as of `learn`.
 
         Returns:
           `[B, L]` float32 logits from before the step; None where it would have left NaN or an infinity in the loss, a
@@ -187,14 +193,29 @@ class Learner:
         if not result.finite:
             self.sparse.discard()
             return None
-        with self.spans.span("train", "sparse backward"):
-            kept = self.sparse.backward(result.grad_pooled, result.grad_sequences, step, result.grad_shared)
+        logits = result.logits[: batch.size]
+
+        def evaluate() -> Measured:
+            measured = measure(logits, batch.labels, batch.weights)
+            if ahead is not None and (coming := ahead()) is not None:
+                self.sparse.prepare(coming)
+            return measured
+
+        # Half of the backward pass is for one thread: what it does not need is done beside it, where that is worth it.
+        beside = crew.worth_sharing(batch.size * len(batch.ids))
+        evaluated = crew.beside(evaluate) if beside else partial(measure, logits, batch.labels, batch.weights)
+        try:
+            with self.spans.span("train", "sparse backward"):
+                kept = self.sparse.backward(
+                    result.grad_pooled, result.grad_sequences, step, result.grad_shared
+                )
+        finally:
+            with self.spans.span("train", "evaluate"):
+                measured = evaluated()
         if not kept:
             self.dense.undo()
             return None
-        logits = result.logits[: batch.size]
-        with self.spans.span("train", "evaluate"):
-            self.prequential.add(logits, batch.labels, batch.weights)
+        self.prequential.count(measured)
         return logits
 
     def skip(self, loss: DataLoss) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Accumulator", "Prequential", "Quality", "sigmoid"]
+__all__ = ["Accumulator", "Measured", "Prequential", "Quality", "measure", "sigmoid"]
 
 # Logits are counted in bins of 12 / 1024: two scores that differ by less count as a tie, which moves an AUC by
 # less than 5e-5 over many samples (a test compares with the exact one).
@@ -53,7 +53,7 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
+class Measured:
     """What some samples add to an accumulator: `[L, 4]` and `[L, 2, bins]` float64."""
 
     samples: int
@@ -61,9 +61,10 @@ class _Measured:
     histogram: NDArray[np.float64]
 
 
-def _measure(
+def measure(
     logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32]
-) -> _Measured:
+) -> Measured:
+    """What B samples add: shapes as for `Accumulator.add`. Pure, for any thread."""
     z, y, w = logits.astype(np.float64), labels.astype(np.float64), weights.astype(np.float64)[:, None]
     softplus = np.logaddexp(0.0, z)
     # log(1 + exp(-z)) = log(1 + exp(z)) - z would lose digits, so it is computed anew.
@@ -75,7 +76,7 @@ def _measure(
     for label in range(z.shape[1]):
         for kind, share in enumerate((w[:, 0] * (1 - y[:, label]), w[:, 0] * y[:, label])):
             histogram[label, kind] = np.bincount(bins[:, label], share, _BINS)
-    return _Measured(len(z), sums, histogram)
+    return Measured(len(z), sums, histogram)
 
 
 class Accumulator:
@@ -104,9 +105,9 @@ class Accumulator:
           labels: `[B, L]` float32 in [0, 1].
           weights: `[B]` float32, >= 0.
         """
-        self.count(_measure(logits, labels, weights))
+        self.count(measure(logits, labels, weights))
 
-    def count(self, measured: _Measured) -> None:
+    def count(self, measured: Measured) -> None:
         """Counts samples that were measured already."""
         self._sums += measured.sums
         self._histogram += measured.histogram
@@ -156,7 +157,10 @@ class Prequential:
         self, logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32]
     ) -> None:
         """Counts B samples: shapes as for `Accumulator.add`."""
-        measured = _measure(logits, labels, weights)
+        self.count(measure(logits, labels, weights))
+
+    def count(self, measured: Measured) -> None:
+        """Counts samples that were measured already."""
         self._parts["total"].count(measured)
         self._parts["window"].count(measured)
         if self._parts["window"].samples >= self._window_samples:

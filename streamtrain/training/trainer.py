@@ -225,7 +225,7 @@ class Trainer:
     def _learn(self, minibatch: Minibatch) -> None:
         self.pulse.beat()
         with self._stages.busy("train") as step:
-            learned = self._learner.learn(minibatch)
+            learned = self._learner.learn(minibatch, self._minibatcher.ahead)
         size = minibatch.batch.size
         if not size:
             return

@@ -170,7 +170,7 @@ class LedgerLearner:
         self._epochs = EpochBuilder(last, sequential=sequential)
         return replace(last, tables={}, dense={}, metrics={})
 
-    def learn(self, minibatch: Minibatch) -> bool:
+    def learn(self, minibatch: Minibatch, ahead: object = None) -> bool:
         """One step, or none where a sample is poison."""
         running().point()
         samples = minibatch.batch.ids["ledger"].values.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -66,3 +67,16 @@ def test_every_locked_package_has_a_licence_that_may_be_used_with_this_one() -> 
     locked = pins()
     told = {normal(d.metadata["Name"]): licence(d) for d in distributions()}
     assert not {n: text for n, text in told.items() if n in locked and not LICENCES.search(text)}
+
+
+def test_an_audit_fails_on_what_is_known_and_says_so_where_nobody_can_be_asked() -> None:
+    judged = runpy.run_path(str(ROOT / ".ci" / "audit.py"))["judged"]
+    sound = {"name": "a", "version": "1", "vulns": []}
+    skipped = {"name": "b", "skip_reason": "Dependency not found on PyPI"}
+    known = {"name": "c", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3", "2.1"]}]}
+    assert judged({"dependencies": [sound]}) == (0, ["1 packages: no known vulnerability"])
+    code, lines = judged({"dependencies": [skipped, skipped]})
+    assert code == 3 and lines[0].startswith("NOT AUDITED")
+    # One that is not in the database, among those that are, is not passed over.
+    assert judged({"dependencies": [sound, skipped]})[0] == 1
+    assert judged({"dependencies": [sound, known]}) == (1, ["c 2: PYSEC-1, mended in 3, 2.1"])

@@ -166,6 +166,45 @@ def test_where_chunks_are_cut_makes_no_difference(
     assert [[str(b) for b in m.bad] for m in one] == [[str(b) for b in m.bad] for m in two]
 
 
+@given(streams(), st.integers(1, 6), st.data())
+def test_looking_ahead_takes_nothing_and_shows_the_very_batch_that_comes(
+    runs: list[Run], batch_size: int, data: st.DataObject
+) -> None:
+    minibatcher = Minibatcher(batch_size, math.inf)
+    found: list[Minibatch] = []
+    shown: SampleBatch | None = None
+
+    def look() -> None:
+        nonlocal shown
+        if data.draw(st.booleans()):
+            shown = minibatcher.ahead()
+            assert (shown is None) == (minibatcher.pending < batch_size)
+
+    def took(minibatch: Minibatch | None) -> bool:
+        nonlocal shown
+        if minibatch is None:
+            return False
+        assert shown is None or minibatch.batch is shown
+        shown = None
+        found.append(minibatch)
+        return True
+
+    for run in runs:
+        minibatcher.add(run.decoded(), 0.0)
+        look()
+        # Fewer are taken than there are, now and then: more is added behind what was looked at.
+        while data.draw(st.booleans()) and took(minibatcher.take(0.0)):
+            look()
+    while took(minibatcher.take(0.0)):
+        look()
+    while took(minibatcher.flush()):
+        look()
+    expected = minibatches(runs, batch_size)
+    assert [m.spans for m in found] == [m.spans for m in expected]
+    assert [places_of(m.batch) for m in found] == [places_of(m.batch) for m in expected]
+    assert [[str(b) for b in m.bad] for m in found] == [[str(b) for b in m.bad] for m in expected]
+
+
 @given(streams(), st.integers(1, 6), st.integers(1, 9))
 def test_a_chunk_in_parts_is_the_chunk(runs: list[Run], batch_size: int, samples_max: int) -> None:
     """Parts end behind whole records: none has more samples than it may, but those that are one record."""

@@ -30,7 +30,7 @@ class SlowLearner(CountingLearner):
         super().__init__()
         self._during = during
 
-    def learn(self, minibatch: Minibatch) -> bool:
+    def learn(self, minibatch: Minibatch, ahead: object = None) -> bool:
         self._during()
         return super().learn(minibatch)
 

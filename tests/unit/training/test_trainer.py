@@ -39,7 +39,7 @@ class CountingLearner:
         self.pulled: list[Mapping[str, TableRows]] = []
         self._fails_at = fails_at
 
-    def learn(self, minibatch: Minibatch) -> bool:
+    def learn(self, minibatch: Minibatch, ahead: object = None) -> bool:
         if len(self.sizes) == self._fails_at:
             raise TableFull("main is full")
         quarantined = len(self.sizes) in self._poisoned
@@ -266,7 +266,7 @@ class OfferedLearner(CountingLearner):
     def offer(self, share: Share, oldest: int) -> None:
         self.offered.append((share.step, oldest))
 
-    def learn(self, minibatch: Minibatch) -> bool:
+    def learn(self, minibatch: Minibatch, ahead: object = None) -> bool:
         assert self.offered[-1][0] == self.epochs.step
         return super().learn(minibatch)
 

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RULE := deploy/kubernetes/components/monitoring/prometheusrule.yaml
 # All tests, some files at a time. Whoever names arguments names them all: PYTEST_ARGS="tests/unit -x" is one process.
 PYTEST_ARGS ?= --numprocesses=auto
@@ -18,8 +19,12 @@ setup: $(STAMP)  ## make .venv with everything that the other targets need
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"streamtrain needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: make setup PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@# uv installs in a third of pip's time. What only pip can reach (a mirror of pip.conf), pip installs.
+	@mkdir -p build && awk '/^[^ #]/ { on = /^uv==/ } on' requirements.lock >build/uv.txt
+	$(PIP) --require-hashes -r build/uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock || \
+	  $(PIP) --require-hashes -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 test: setup  ## run all tests; starts the servers that it needs by itself

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +37,7 @@ def test_factors_are_rounded_forward_and_to_the_input_and_not_for_the_gradient_o
     np.testing.assert_allclose(of_kernel, flat, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if "linear" not in name])
+@pytest.mark.parametrize("case", ["mlp", "deepfm, two labels", "din"])
 def test_every_model_with_layers_rounds_a_little_and_is_float32_to_the_outside(case: str) -> None:
     kind, layout, options, _ = CASES[case]
     batch = minibatch(layout, 16, seed=1)
@@ -57,11 +55,9 @@ def test_every_model_with_layers_rounds_a_little_and_is_float32_to_the_outside(c
     assert all(array.dtype != jnp.bfloat16 for array in short.state().values())
 
 
-@pytest.mark.parametrize(
-    ("kind", "options", "dim"), [("deepfm", {"hidden": []}, 5), ("mlp", {"hidden": [32, 16]}, 8)]
-)
-def test_it_learns_what_float32_learns(kind: str, options: dict[str, Any], dim: int) -> None:
-    layout, problem = layout_of({"user": dim, "item": dim}), taste(seed=5)
-    net = net_of(layout, kind, net_batch_size=64, net_buckets=[64], compute_dtype="bfloat16", **options)
+def test_it_learns_what_float32_learns() -> None:
+    layout, problem = layout_of({"user": 8, "item": 8}), taste(seed=5)
+    options = {"hidden": [32, 16], "compute_dtype": "bfloat16"}
+    net = net_of(layout, "mlp", net_batch_size=64, net_buckets=[64], **options)
     logits = prequential_logits(net, layout, problem)
     assert auc(logits[-3000:, 0], problem.labels[-3000:, 0]) > 0.85

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,14 @@ def make_table(name: str, settings: AnyTable, seed: int) -> TableKind:
     )
 
 
+class _Ids(NamedTuple):
+    """Of a minibatch: the ids of all slots, the distinct ones, and what the table has made of them."""
+
+    stack: Stack
+    united: United
+    prepared: Any
+
+
 class Bank:
     """Takes the ids of a minibatch to the arrays that the model sees, and gradients back to the table.
 
@@ -41,40 +51,37 @@ class Bank:
         self._slots = TableSlots(layout, table.name)
         # One holds the ids of the step in flight, the other those of the next.
         self._uniters, self._turn = (Uniter(), Uniter()), 0
-        self._prepared: tuple[SampleBatch, Stack, United] | None = None
+        self._prepared: tuple[SampleBatch, _Ids] | None = None
         self._scratch = np.empty((0, table.dim), np.float32)
-        self._flight: tuple[Stack, United] | None = None
+        self._flight: _Ids | None = None
 
     def prepare(self, batch: SampleBatch) -> None:
-        """Does what `forward` of the next step will need and no table decides. For any thread, beside a step in flight."""
-        self._turn ^= 1
-        self._prepared = batch, *self._united(batch)
+        """Does what `forward` of the next step will need and no row decides. For any thread, beside a step in flight."""
+        self._prepared = batch, self._ids(batch)
 
-    def _united(self, batch: SampleBatch) -> tuple[Stack, United]:
+    def _ids(self, batch: SampleBatch) -> _Ids:
+        self._turn ^= 1
         stack = self._slots.stack(batch)
         united = self._uniters[self._turn].unite(stack.values)
         self._slots.weigh(stack, united.inverse, united.occurrences)
-        return stack, united
+        return _Ids(stack, united, self.table.prepare(united))
 
     def forward(self, batch: SampleBatch, step: int, out: SparseActivations) -> None:
         """Begins a step of the table and writes its slots' part of `out`. Raises TableFull; then no step is begun."""
         prepared, self._prepared = self._prepared, None
-        if prepared is not None and prepared[0] is batch:
-            _, stack, united = prepared
-        else:
-            stack, united = self._united(batch)
-        vectors = self._take_scratch(len(united.ids))
-        self.table.begin(united, step, vectors)
-        self._slots.pool(vectors, united.inverse, stack, out)
-        self._flight = stack, united
+        ids = prepared[1] if prepared is not None and prepared[0] is batch else self._ids(batch)
+        vectors = self._take_scratch(len(ids.united.ids))
+        self.table.begin(ids.united, ids.prepared, step, vectors)
+        self._slots.pool(vectors, ids.united.inverse, ids.stack, out)
+        self._flight = ids
 
     def backward(self, gradients: Gradients, step: int) -> bool:
         """Sums the gradients and lets the table learn; see `TableKind.learn`."""
         assert self._flight is not None, "forward comes first"
-        (stack, united), self._flight = self._flight, None
-        sums = self._take_scratch(len(united.ids))
+        ids, self._flight = self._flight, None
+        sums = self._take_scratch(len(ids.united.ids))
         sums.fill(0)
-        self._slots.accumulate(gradients, united.inverse, stack, sums)
+        self._slots.accumulate(gradients, ids.united.inverse, ids.stack, sums)
         return self.table.learn(sums, step)
 
     def discard(self) -> None:

@@ -72,7 +72,10 @@ class DynamicTable(OverRows):
         filter_bytes = 0 if self.admission is None else self.admission.memory_bytes
         return self.rows.memory_bytes + filter_bytes + (0 if self._cold is None else self._cold.memory_bytes)
 
-    def begin(self, united: United, step: int, vectors: NDArray[np.float32]) -> None:
+    def prepare(self, united: United) -> None:
+        """Nothing: rows are found by the ids themselves."""
+
+    def begin(self, united: United, prepared: None, step: int, vectors: NDArray[np.float32]) -> None:
         self._occurrences = united.occurrences
         self.at(step)
         if self._tidy:

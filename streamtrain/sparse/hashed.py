@@ -69,7 +69,8 @@ class HashedTable(OverRows):
         self._hashing = hashing
         self._row_ids = RowIds(hashing, seed, name)
         self._combine = COMBINERS[hashing.combine]
-        self._uniter = Uniter()
+        # One holds the rows of the step in flight, the other those of the next.
+        self._uniters, self._turn = (Uniter(), Uniter()), 0
         # Of the step in flight: the distinct rows, where in them those of each id are, and their weights.
         self._step_rows, self._inverse = NO_ROWS, NO_ROWS
         self._weights, self._sums = (np.empty((0, self.rows.dim), np.float32) for _ in range(2))
@@ -84,8 +85,12 @@ class HashedTable(OverRows):
         """How many ids share rows, going by the rows in memory."""
         return collisions(self._hashing, self.rows.part_counts)
 
-    def begin(self, united: United, step: int, vectors: NDArray[np.float32]) -> None:
-        parts = self._uniter.unite(self._row_ids.of(united.ids))
+    def prepare(self, united: United) -> United:
+        self._turn ^= 1
+        return self._uniters[self._turn].unite(self._row_ids.of(united.ids))
+
+    def begin(self, united: United, prepared: United, step: int, vectors: NDArray[np.float32]) -> None:
+        parts = prepared
         rows = self.rows.find_or_insert(parts.ids)
         self._reserve(len(rows))
         weights = self._weights[: len(rows)]

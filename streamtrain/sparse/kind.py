@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +51,15 @@ class TableKind(Lookup, Protocol):
     def memory_bytes(self) -> int:
         """Bytes of memory in use."""
 
-    def begin(self, united: United, step: int, vectors: NDArray[np.float32]) -> None:
+    def prepare(self, united: United) -> Any:
+        """What `begin` needs of ids and no row decides; for any one thread, also beside the step before. Valid as long as `united`."""
+
+    def begin(self, united: United, prepared: Any, step: int, vectors: NDArray[np.float32]) -> None:
         """Decides which ids have rows in this step, and overwrites `vectors` (`[U, D]` float32) with what ids stand for.
 
         Args:
           united: the distinct ids of the minibatch; valid until its step ends.
+          prepared: what `prepare` returned of them.
           step: the step's number.
 
         Raises:

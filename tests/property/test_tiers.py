@@ -152,7 +152,7 @@ class Learning:
         self.minibatches.append(ids)
         united = Uniter().unite(np.array(ids, np.uint64))
         vectors = np.empty((len(united.ids), 2), np.float32)
-        self.table.begin(united, step, vectors)
+        self.table.begin(united, self.table.prepare(united), step, vectors)
         if step % 7 == 5:
             self.table.discard()
         else:

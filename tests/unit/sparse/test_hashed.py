@@ -61,7 +61,7 @@ def step_of(table: HashedTable, ids: list[int], gradients: np.ndarray, step: int
     """One step with a gradient for each distinct id."""
     united = Uniter().unite(np.array(ids, np.uint64))
     vectors = np.empty((len(united.ids), table.dim), np.float32)
-    table.begin(united, step, vectors)
+    table.begin(united, table.prepare(united), step, vectors)
     assert table.learn(gradients, step) == keep
     table.keep() if keep else table.undo()
 
@@ -89,7 +89,7 @@ def test_a_hashed_table_has_the_bits_of_its_slow_twin(
         expected = np.array([twin.vector(id) for id in dict.fromkeys(ids)], np.float32).reshape(-1, 4)
         assert_same_bits(table.lookup(united.ids), expected)
         vectors = np.full((len(united.ids), 4), np.nan, np.float32)
-        table.begin(united, step, vectors)
+        table.begin(united, table.prepare(united), step, vectors)
         assert_same_bits(vectors, expected)
         gradients = np.random.default_rng(step).normal(size=vectors.shape).astype(np.float32)
         assert table.learn(gradients, step)
@@ -182,7 +182,8 @@ def test_multiplied_parts_start_around_one_and_the_product_like_a_row() -> None:
     kind = KINDS["three hashes, multiply"].model_copy(update={"init": Normal(std=0.01)})
     table = table_of(kind)
     ids = np.arange(500, dtype=np.uint64)
-    table.begin(Uniter().unite(ids), 0, np.empty((500, 4), np.float32))
+    united = Uniter().unite(ids)
+    table.begin(united, table.prepare(united), 0, np.empty((500, 4), np.float32))
     rows = table.export()
     first = rows.ids < 2**32
     assert abs(rows.weights[first]).max() < 0.05 < 0.9 < rows.weights[~first].min()
@@ -277,7 +278,8 @@ def test_a_table_takes_a_byte_a_row_and_no_index() -> None:
     kind = HashTable(kind="hash", dim=8, rows=5000, optimizer=Adagrad())
     table = table_of(kind)
     ids = np.arange(200_000, dtype=np.uint64)
-    table.begin(Uniter().unite(ids), 0, np.empty((len(ids), 8), np.float32))
+    united = Uniter().unite(ids)
+    table.begin(united, table.prepare(united), 0, np.empty((len(ids), 8), np.float32))
     assert len(table) == 5000
     # Weights, accumulators, count and last step; the mark of what changed; the byte that says that it is there.
     assert table.memory_bytes - 5000 * (4 * (8 + 8 + 2) + 4 + 1) < 50_000

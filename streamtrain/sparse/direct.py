@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamtrain.errors import ConfigError
-from streamtrain.sparse.jit import kernel
+from streamtrain.sparse.crew import pieces, share
+from streamtrain.sparse.jit import kernel, prefetch
 from streamtrain.sparse.memory import as_input, reserve
 from streamtrain.sparse.tables import PART_BITS
 
@@ -16,6 +17,7 @@ __all__ = ["DirectIndex"]
 
 PART_SHIFT = np.uint64(PART_BITS)
 LOW = np.uint64((1 << PART_BITS) - 1)
+AHEAD = 16
 
 
 class DirectIndex:
@@ -60,9 +62,13 @@ class DirectIndex:
 
     def find(self, ids: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Each row id's row (`[N]` int32), or -1 where it is not in use or none of this table's."""
-        rows = np.empty(len(ids), np.int32)
-        number(as_input(ids, np.uint64), self._sizes, self._starts, rows)
-        keep_live(rows, self._live)
+        ids, rows = as_input(ids, np.uint64), np.empty(len(ids), np.int32)
+
+        def look_up(first: int, end: int) -> None:
+            number(ids[first:end], self._sizes, self._starts, rows[first:end])
+            keep_live(rows[first:end], self._live)
+
+        share(look_up, pieces(len(ids)))
         return rows
 
     def find_or_insert(
@@ -101,9 +107,9 @@ class DirectIndex:
 
     def ids_of(self, rows: NDArray[np.int32]) -> NDArray[np.uint64]:
         """The row ids (`[N]` uint64) of rows (`[N]` int32)."""
-        parts = np.searchsorted(self._starts, rows, side="right") - 1
-        buckets = rows - self._starts[parts]
-        return parts.astype(np.uint64) << PART_SHIFT | buckets.astype(np.uint64)
+        ids, rows = np.empty(len(rows), np.uint64), as_input(rows, np.int32)
+        share(lambda first, end: unnumber(rows[first:end], self._starts, ids[first:end]), pieces(len(rows)))
+        return ids
 
 
 @kernel
@@ -133,9 +139,18 @@ def number(
 
 
 @kernel
+def unnumber(rows: NDArray[np.int32], starts: NDArray[np.int64], ids: NDArray[np.uint64]) -> None:
+    """Overwrites `ids` (`[N]` uint64) with the row ids of rows (`[N]` int32, read-only) in the table; `starts` as `number`."""
+    for i in range(rows.size):
+        part = part_of(rows[i], starts)
+        ids[i] = np.uint64(part) << PART_SHIFT | np.uint64(rows[i] - starts[part])
+
+
+@kernel
 def keep_live(rows: NDArray[np.int32], live: NDArray[np.bool_]) -> None:
     """Overwrites with -1 the rows (`[N]` int32) that are not `live` (`[C]` bool); those below 0 stay."""
     for i in range(rows.size):
+        prefetch(live, np.int64(rows[min(i + AHEAD, rows.size - 1)]), 0)
         if rows[i] >= 0 and not live[rows[i]]:
             rows[i] = -1
 

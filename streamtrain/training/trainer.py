@@ -74,6 +74,8 @@ class Trainer:
         self._taken = 0
         self._waiting: deque[int] = deque()
         self._crowded = False
+        # What was taken while a minibatch was in hand, and has to wait until that is learned.
+        self._held: Item | DataLoss | End | None = None
         self._stop = threading.Event()
         self.pulse = Pulse()
         self._cut_at = time.monotonic()
@@ -125,18 +127,40 @@ class Trainer:
     def _take(self, timeout_s: float) -> bool:
         """Takes what is there; True at the end."""
         self.pulse.beat()
-        with self._stages.waits("train", "input"):
-            item = self._handoff.get(timeout_s)
+        item: Item | DataLoss | End | None
+        item, self._held = self._held, None
+        if item is None:
+            with self._stages.waits("train", "input"):
+                item = self._handoff.get(timeout_s)
         if isinstance(item, End):
             return True
         if isinstance(item, DataLoss):
             self._skip(item)
         elif item is not None:
             with self._stages.busy("train"):
-                self._learner.evict(item.evicted)
-                self._insert(item)
-                self._add(item.decoded)
+                self._hold(item)
         return False
+
+    def _take_ahead(self) -> None:
+        """Takes what makes the next minibatch full, if it is there: it can be prepared then beside the one in hand.
+
+        What comes with rows of the store, or is no samples, waits for its turn: those belong between two minibatches.
+        """
+        while self._held is None and self._sweeps is None:
+            if self._minibatcher.pending >= self._minibatcher.batch_size:
+                return
+            item = self._handoff.get(0.0)
+            if isinstance(item, Item) and not (item.pulled or item.evicted):
+                self._hold(item)
+            elif item is None:
+                return
+            else:
+                self._held = item
+
+    def _hold(self, item: Item) -> None:
+        self._learner.evict(item.evicted)
+        self._insert(item)
+        self._add(item.decoded)
 
     def _insert(self, item: Item) -> None:
         pulled = item.pulled
@@ -172,6 +196,8 @@ class Trainer:
             whole = self._taken - self._minibatcher.chunks
             with self._stages.busy("train"):
                 minibatch = self._minibatcher.take(time.monotonic() * 1000)
+                if minibatch is not None:
+                    self._take_ahead()
             if minibatch is None:
                 return
             self._tell_if_crowded(minibatch.batch.size, whole)

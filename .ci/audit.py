@@ -2,13 +2,14 @@
 
     python .ci/audit.py [requirements.lock]
 
-Exit code 0: all were looked up, and nothing is known. 1: something is, or pip-audit failed. 3: the public database knows none
-of them, which is a network that does not lead to it: nothing was audited.
+Exit code 0: all were looked up, and nothing is known. 1: something is, or pip-audit failed. 3: nothing was audited, because the
+network does not lead to the public database: it, or the index that has pip-audit, does not answer, or knows none of them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 TOOL = "pip-audit==2.10.0"
 OPTIONS = ("--format", "json", "--progress-spinner", "off", "--require-hashes", "--disable-pip")
 NOBODY_TO_ASK = 3
+UNREACHABLE = re.compile(
+    r"ConnectionError|ConnectTimeout|ServiceError|Could not connect|Max retries|[Ff]ailed to fetch|timed out|Name or service|name resolution"
+)
 
 
 def judged(report: dict[str, Any]) -> tuple[int, list[str]]:
@@ -37,6 +41,14 @@ def judged(report: dict[str, Any]) -> tuple[int, list[str]]:
     return int(bool(lines)), lines or [f"{len(packages)} packages: no known vulnerability"]
 
 
+def failed(code: int, errors: str) -> tuple[int, list[str]]:
+    """The same of a pip-audit that left no report."""
+    said = errors.strip()[-1000:]
+    if UNREACHABLE.search(errors):
+        return NOBODY_TO_ASK, [f"NOT AUDITED: nobody to ask: {said}"]
+    return 1, [f"pip-audit ended with {code}: {said}"]
+
+
 def main() -> int:
     lock = sys.argv[1] if len(sys.argv) > 1 else "requirements.lock"
     command = [sys.executable, "-m", "uv", "tool", "run", "--from", TOOL, "pip-audit", *OPTIONS, "-r", lock]
@@ -44,7 +56,7 @@ def main() -> int:
     try:
         code, lines = judged(json.loads(done.stdout))
     except (ValueError, KeyError):
-        code, lines = 1, [f"pip-audit ended with {done.returncode}: {done.stderr[-1000:]}"]
+        code, lines = failed(done.returncode, done.stderr)
     sys.stdout.writelines(f"{line}\n" for line in lines)
     return code
 

@@ -29,6 +29,8 @@ __all__ = ["FoldStopped", "fold_base", "sorted_rows"]
 
 # Each source keeps a file descriptor while it is folded, of which the daemon commonly has 1,024, for three exports at once.
 SOURCES_MAX = 320
+# Those that were compressed stand unpacked on the disk meanwhile.
+UNPACKED_BYTES_MAX = 256 << 20
 _CHUNK_ROWS = 65_536
 _NICENESS = 10
 
@@ -60,7 +62,8 @@ def fold_base(
     between: Entry | None = None
     try:
         while True:
-            step, deltas = deltas[:SOURCES_MAX], deltas[SOURCES_MAX:]
+            count = _sources(deltas)
+            step, deltas = deltas[:count], deltas[count:]
             folded = _fold_step(directory, [base, *step], model, dtype, now_ms, stop)
             if not deltas:
                 return folded
@@ -73,6 +76,12 @@ def fold_base(
             directory.remove([between.name])
 
 
+def _sources(deltas: Sequence[Entry]) -> int:
+    """How many of them are folded at once: one at least, where there is one."""
+    unpacked = np.cumsum([delta.unpacked_bytes for delta in deltas[:SOURCES_MAX]])
+    return max(1, int(np.searchsorted(unpacked, UNPACKED_BYTES_MAX, side="right")))
+
+
 def _fold_step(
     directory: ExportDirectory,
     chain: Sequence[Entry],
@@ -83,7 +92,6 @@ def _fold_step(
 ) -> Entry:
     """Writes the base that a base and the deltas behind it make."""
     try:
-        # What was compressed stands on the disk meanwhile: so many deltas may be more than there is memory.
         files = [read_export(directory.path, entry, model, directory.aside) for entry in chain]
     except (ExportError, FileNotFoundError) as error:
         raise DeltaGap(f"{error}; the export is begun anew") from error

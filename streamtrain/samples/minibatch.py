@@ -75,6 +75,11 @@ class Minibatcher:
         """Chunks of which anything waits."""
         return len(self._pieces)
 
+    @property
+    def due(self) -> bool:
+        """Whether `take` gives one without waiting for a deadline."""
+        return self._pending >= self.batch_size or self._refused >= REFUSED_MAX
+
     def add(self, chunk: DecodedChunk, now_ms: float) -> None:
         """Appends a chunk, which arrived at `now_ms`."""
         if chunk.next > chunk.first:

@@ -21,7 +21,7 @@ from streamtrain.sparse.tables import AnyTable, Hashing
 __all__ = ["FORMAT_VERSION", "HASH_VERSION", "ServedModel", "ServedTable"]
 
 FORMAT_VERSION = 1
-"""Of the whole export directory. A follower refuses any other."""
+"""Of `model.json` and the headers of files, and of manifests but for `manifest.PACKED_VERSION`. A follower refuses any other."""
 
 HASH_VERSION = 1
 """Of the feature-id hash that `docs/feature-ids.md` specifies."""

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from streamtrain.errors import CorruptRecord
+from streamtrain.log.files import Files
 
 __all__ = ["Packer", "unpacked"]
 
@@ -62,7 +63,8 @@ def unpacked(path: Path, size: int, folder: Path | None) -> Iterator[BinaryIO]:
                     left -= len(chunk)
                     if left < 0:
                         break
-                    file.write(chunk)
+                    # By the file layer: a write to a full disk may be short without a word.
+                    Files().write(file.fileno(), chunk)
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise

@@ -29,7 +29,7 @@ __all__ = ["SparseNet"]
 
 
 class SparseNet:
-    """The embedding tables of a model: rows in, gradients out. Used by the trainer thread alone.
+    """The embedding tables of a model: rows in, gradients out. Used by the trainer thread alone, but for `prepare`.
 
     A step is `forward`, then `backward` with the gradients of what forward returned, or `discard`. Everything else
     happens between steps. The same calls give the same bits, in every process.

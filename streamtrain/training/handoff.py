@@ -33,6 +33,13 @@ class Item:
     evicted: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
     whole: int = 0
 
+    @property
+    def bare(self) -> bool:
+        """Whether no row comes or goes with it."""
+        return not any(map(len, self.evicted.values())) and not any(
+            len(rows.ids) for rows in self.pulled.values()
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class End:

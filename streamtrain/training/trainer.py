@@ -147,10 +147,10 @@ class Trainer:
         What comes with rows of the store, or is no samples, waits for its turn: those belong between two minibatches.
         """
         while self._held is None and self._sweeps is None:
-            if self._minibatcher.pending >= self._minibatcher.batch_size:
+            if self._minibatcher.due:
                 return
             item = self._handoff.get(0.0)
-            if isinstance(item, Item) and not (item.pulled or item.evicted):
+            if isinstance(item, Item) and item.bare:
                 self._hold(item)
             elif item is None:
                 return

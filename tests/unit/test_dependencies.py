@@ -70,7 +70,8 @@ def test_every_locked_package_has_a_licence_that_may_be_used_with_this_one() -> 
 
 
 def test_an_audit_fails_on_what_is_known_and_says_so_where_nobody_can_be_asked() -> None:
-    judged = runpy.run_path(str(ROOT / ".ci" / "audit.py"))["judged"]
+    audit = runpy.run_path(str(ROOT / ".ci" / "audit.py"))
+    judged, failed = audit["judged"], audit["failed"]
     sound = {"name": "a", "version": "1", "vulns": []}
     skipped = {"name": "b", "skip_reason": "Dependency not found on PyPI"}
     known = {"name": "c", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3", "2.1"]}]}
@@ -80,3 +81,6 @@ def test_an_audit_fails_on_what_is_known_and_says_so_where_nobody_can_be_asked()
     # One that is not in the database, among those that are, is not passed over.
     assert judged({"dependencies": [sound, skipped]})[0] == 1
     assert judged({"dependencies": [sound, known]}) == (1, ["c 2: PYSEC-1, mended in 3, 2.1"])
+    assert failed(1, "ERROR:pip_audit._cli:Could not connect to PyPI's vulnerability feed")[0] == 3
+    assert failed(2, "error: Failed to fetch: `pip-audit`")[0] == 3
+    assert failed(2, "usage: pip-audit") == (1, ["pip-audit ended with 2: usage: pip-audit"])

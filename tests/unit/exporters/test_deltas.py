@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -486,4 +488,54 @@ def test_a_long_chain_of_compressed_deltas_is_unpacked_on_the_disk_and_leaves_no
     assert contents(exporter, manifest(exporter).bases[-1].name) == history.oracle[4]
     assert folders == [tmp_path / "x" / "tmp"] * 4
     assert not list((tmp_path / "x" / "tmp").iterdir())
+    exporter.close()
+
+
+def test_compressed_deltas_are_folded_by_the_room_that_they_take_unpacked(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_fold, "UNPACKED_BYTES_MAX", 3000)
+    opened: list[int] = []
+    step = delta_fold._fold_step
+
+    def counting(directory, chain, *rest):
+        opened.append(len(chain) - 1)
+        return step(directory, chain, *rest)
+
+    monkeypatch.setattr(delta_fold, "_fold_step", counting)
+    exporter = make_exporter(history.log, tmp_path / "x", compression="zstd", base_every_epochs=5)
+    runner = ExportRunner(history.log, exporter)
+    runner.catch_up()
+    learn(history, 1.0, 2.0, 3.0, 4.0, 5.0)
+    runner.catch_up()
+    sizes = [delta.unpacked_bytes for delta in manifest(exporter).deltas]
+    settle(exporter)
+    learn(history, 6.0)
+    runner.catch_up()
+    assert max(sizes) < 3000 < sum(sizes)
+    assert sum(opened) == 5 and len(opened) > 1 and max(opened) * min(sizes) <= 3000
+    assert contents(exporter, manifest(exporter).bases[-1].name) == history.oracle[5]
+    exporter.close()
+
+
+def test_a_disk_that_is_full_while_a_delta_is_unpacked_is_no_damage(history: History, tmp_path: Path) -> None:
+    exporter = make_exporter(history.log, tmp_path / "x", compression="zstd", base_every_epochs=2)
+    runner = ExportRunner(history.log, exporter)
+    runner.catch_up()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    learn(history, 1.0)
+    runner.catch_up()
+    (delta,) = manifest(exporter).deltas
+    model = exporter._model
+    # What is over the limit is written in part, without an error, as on a disk that fills up.
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (delta.unpacked_bytes - 100, limits[1]))
+    try:
+        with pytest.raises(OSError) as told:
+            read_export(tmp_path / "x", delta, model, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert told.value.errno == errno.EFBIG
+    assert read_export(tmp_path / "x", delta, model, tmp_path).entry == delta
     exporter.close()

@@ -213,6 +213,7 @@ def test_what_comes_with_rows_and_what_is_lost_waits_until_all_before_it_is_lear
     learner, committer = EventLearner(), StillCommitter()
     loss = DataLoss((Gap("p", 12, 20, "retention"),), "files", 0)
     pulled = Item(decoded(4, 4), {"main": rows}, {"main": np.ones(1, np.uint64)})
+    assert not pulled.bare and Item(decoded(4, 4), {"main": rows}, {"main": np.ones(0, np.uint64)}).bare
     trainer(learner, Feeding(item(0, 4), pulled, item(8, 4), loss, item(20, 4)), committer).run()
     assert learner.events == ["learn 0", "evict", "insert", "learn 4 4", "learn 8", "skip", "learn 20"]
     assert sum(record.samples for record in committer.records) == 16

@@ -356,8 +356,9 @@ def test_a_flood_of_refused_records_does_not_wait_for_samples(monkeypatch: pytes
     monkeypatch.setattr("streamtrain.samples.minibatch.REFUSED_MAX", 5)
     minibatcher = Minibatcher(batch_size=10, linger_ms=math.inf)
     minibatcher.add(Run("p", 0, "sbbb").decoded(), 0)
-    assert minibatcher.take(0) is None
+    assert not minibatcher.due and minibatcher.take(0) is None
     minibatcher.add(Run("p", 4, "bbs").decoded(), 0)
+    assert minibatcher.due and minibatcher.ahead() is None
     cut = minibatcher.take(0)
     assert cut is not None
     assert (cut.batch.size, len(cut.bad), cut.spans) == (2, 5, (Span("p", 0, 7, 2),))

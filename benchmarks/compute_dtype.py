@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import machine, tell
+from benchmarks.harness import at_least_one, machine, parser_of, tell
 from streamtrain.dense.model import parse_settings
 from streamtrain.dense.net import DenseNet
 from streamtrain.dense.threads import use_threads
@@ -78,21 +78,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compute_dtype",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("compute_dtype", __doc__)
     parser.add_argument("--rounds", type=int, default=30, help="steps of each (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=5000, help="samples a step (default: %(default)s)")
     parser.add_argument("--width", type=int, default=414, help="floats a sample (default: %(default)s)")
     parser.add_argument("--hidden", type=int, nargs="*", default=[200, 80], help="widths (default: 200 80)")
     parser.add_argument("--threads", type=int, default=2, help="XLA's threads (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    for name in ("rounds", "batch", "width", "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} {getattr(options, name)}: must be at least 1")
+    at_least_one(parser, options, "rounds", "batch", "width", "threads")
     return options
 
 

@@ -24,7 +24,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.json as pa_json
 
-from benchmarks.harness import machine, tell
+from benchmarks.harness import machine, parser_of, tell
 from streamtrain.samples.decoder import Decoder
 from streamtrain.samples.schema import Schema
 from streamtrain.sources import Chunk
@@ -219,14 +219,9 @@ def _bytes(records: list[bytes] | pa.Table) -> int:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.decode",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("decode", __doc__)
     parser.add_argument("--samples", type=int, default=40_000, metavar="N", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if options.samples < 1 or options.rounds < 1:
         parser.error("--samples and --rounds must be at least 1")

@@ -30,7 +30,7 @@ import orjson
 import pyarrow as pa
 
 from benchmarks import freshness, throughput
-from benchmarks.harness import FOLDER, Data, machine, skip_without, streamtrain, tell
+from benchmarks.harness import FOLDER, Data, machine, parser_of, skip_without, streamtrain, tell
 from benchmarks.step_data import HIDDEN, StepData, Work
 from streamtrain.config import Job, load_job
 from streamtrain.samples.decoder import Decoder
@@ -177,11 +177,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.end_to_end",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("end_to_end", __doc__)
     parser.add_argument("--samples", type=int, default=800_000, help="in the topic (default: %(default)s)")
     parser.add_argument(
         "--warm", type=int, default=400_000, help="of these, before the clock runs (default: %(default)s)"
@@ -200,7 +196,6 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="of the stream for freshness (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if not 0 <= options.warm < options.samples:
         parser.error("--warm must leave samples to measure")

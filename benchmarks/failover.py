@@ -25,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import FOLDER, machine, running, skip_without, streamtrain, tell
+from benchmarks.harness import FOLDER, machine, parser_of, running, skip_without, streamtrain, tell
 from benchmarks.model import job_of, job_text, sample_lines, write_lines, write_model
 from streamtrain import plugins
 from streamtrain.config import Job
@@ -154,18 +154,13 @@ def _said(daemon: Daemon, words: str) -> float:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.failover",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("failover", __doc__)
     parser.add_argument("--rows", type=int, default=10_000_000, help="resident rows (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=3, help="takeovers (default: %(default)s)")
     parser.add_argument("--rate", type=int, default=1000, help="samples a second (default: %(default)s)")
     parser.add_argument(
         "--session-timeout", type=float, default=10.0, help="seconds (default: %(default)s, the job's own)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if options.rows < 1000 or options.repeat < 1 or options.rate < 1 or options.session_timeout < 6:
         parser.error(

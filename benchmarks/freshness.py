@@ -34,6 +34,7 @@ from benchmarks.harness import (
     counters,
     data,
     machine,
+    parser_of,
     running,
     skip_without,
     stage_shares,
@@ -237,17 +238,12 @@ def _report(folder: Path, told: Path) -> dict[str, Any]:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.freshness",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("freshness", __doc__)
     parser.add_argument("--rate", type=float, default=3000.0, help="samples a second (default: %(default)s)")
     parser.add_argument(
         "--seconds", type=float, default=40.0, help="length of the stream (default: %(default)s)"
     )
     parser.add_argument("--interval", type=float, default=1.0, help="seconds an epoch (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if options.rate <= 0 or options.seconds <= 0:
         parser.error("--rate and --seconds must be above 0")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from benchmarks.harness import machine
+from benchmarks.harness import machine, parser_of
 from benchmarks.sparse import feature_ids
 from streamtrain.sparse.settings import AnyInit, AnyOptimizer
 from streamtrain.sparse.table import EmbeddingTable
@@ -120,18 +120,13 @@ def private_bytes() -> int:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("growth", __doc__)
     parser.add_argument("--rows", type=int, default=20_000_000, help="rows to grow to (default: %(default)s)")
     parser.add_argument(
         "--keep", type=int, default=1_000_000, help="rows to shrink to (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=4096, help="ids at once (default: %(default)s)")
     parser.add_argument("--dim", type=int, default=8, help="weights a row (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if not 1 <= options.batch <= options.keep < options.rows or options.dim < 1:
         parser.error("1 <= batch <= keep < rows, and dim >= 1")

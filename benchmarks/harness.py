@@ -6,6 +6,7 @@ synthetic click stream: each result says which, because rates on one say little 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -30,9 +31,11 @@ __all__ = [
     "FOLDER",
     "Data",
     "Usage",
+    "at_least_one",
     "counters",
     "data",
     "machine",
+    "parser_of",
     "rows_as_text",
     "running",
     "skip_without",
@@ -48,6 +51,24 @@ FOLDER = Path("build/bench")
 SYNTHETIC_SAMPLES = 200_000
 _ROOT = Path(__file__).resolve().parents[1]
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def parser_of(name: str, about: str | None) -> argparse.ArgumentParser:
+    """The command line of `python -m benchmarks.NAME`, whose help is `about` as it stands; with `--json`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def at_least_one(parser: argparse.ArgumentParser, options: argparse.Namespace, *names: str) -> None:
+    """Ends the program where one of these options is below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.harness import FOLDER, data, machine, tell
+from benchmarks.harness import FOLDER, data, machine, parser_of, tell
 from streamtrain.config import parse_job
 from streamtrain.evaluation import evaluate
 from streamtrain.sparse.dynamic import DynamicTable
@@ -168,11 +168,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.hashing",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("hashing", __doc__)
     parser.add_argument(
         "--data", nargs="+", choices=["kuairand", "tail"], default=["kuairand", "tail"], help="default: both"
     )
@@ -183,7 +179,6 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="of the tail stream (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if options.samples < 1:
         parser.error(f"--samples {options.samples}: must be at least 1")

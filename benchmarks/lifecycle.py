@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import data, machine, tell
+from benchmarks.harness import data, machine, parser_of, tell
 from benchmarks.sparse import feature_ids
 from streamtrain.config import parse_job
 from streamtrain.evaluation import evaluate
@@ -211,18 +211,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.lifecycle",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("lifecycle", __doc__)
     parser.add_argument("--ids", type=int, default=50_000_000, help="distinct ids (default: %(default)s)")
     parser.add_argument(
         "--rules", nargs="*", choices=list(rules(1)), default=list(rules(1)), help="default: all"
     )
     parser.add_argument("--rounds", type=int, default=3, help="passes over KuaiRand (default: %(default)s)")
     parser.add_argument("--only", choices=list(rules(1)), help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(arguments)
 
 

@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks.harness import FOLDER, Usage, machine, streamtrain, tell
+from benchmarks.harness import FOLDER, Usage, machine, parser_of, streamtrain, tell
 from benchmarks.peers import peer
 from benchmarks.step_data import StepData, Work
 from streamtrain.log.reader import LogReader
@@ -256,11 +256,7 @@ def summary(played: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.linear",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("linear", __doc__)
     for name, default, words in (
         ("samples", 1_000_000, "samples of ours and of Vowpal Wabbit"),
         (
@@ -279,7 +275,6 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=["parquet"],
         help="what ours reads (default: parquet)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     for name in ("samples", "river_samples", "rounds", "batch"):
         if getattr(options, name) < 1:

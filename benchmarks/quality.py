@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from benchmarks.harness import data, machine, tell
+from benchmarks.harness import data, machine, parser_of, tell
 from streamtrain.config import parse_job
 from streamtrain.evaluation import evaluate
 
@@ -104,15 +104,10 @@ def _line(learner: str, features: str, measures: tuple[float, ...], rate: int | 
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("quality", __doc__)
     parser.add_argument(
         "--model", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="default: all"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(arguments)
 
 

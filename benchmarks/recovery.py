@@ -32,7 +32,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import FOLDER, counters, machine, skip_without, streamtrain, tell
+from benchmarks.harness import FOLDER, counters, machine, parser_of, skip_without, streamtrain, tell
 from benchmarks.model import job_of, job_text, sample_lines, write_lines, write_model
 from streamtrain import plugins
 from streamtrain.config import Job
@@ -220,11 +220,7 @@ def phases(lines: Sequence[dict[str, Any]], begin: float, stepped: float) -> dic
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.recovery",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("recovery", __doc__)
     parser.add_argument("--rows", type=int, default=10_000_000, help="resident rows (default: %(default)s)")
     parser.add_argument(
         "--share",
@@ -238,7 +234,6 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--pause", type=float, default=0.0, help="seconds from kill to start (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if options.rows < 1000 or options.repeat < 1 or options.share < 0 or options.pause < 0:
         parser.error("--rows must be 1000 or more, --repeat 1 or more, --share and --pause 0 or more")

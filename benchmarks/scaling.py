@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.growth import private_bytes
-from benchmarks.harness import machine, tell
+from benchmarks.harness import machine, parser_of, tell
 from benchmarks.learner_step import job_of
 from benchmarks.sparse import feature_ids, random_batch
 from benchmarks.step_data import Work
@@ -151,11 +151,7 @@ def available_bytes() -> int:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("scaling", __doc__)
     parser.add_argument(
         "--rows",
         type=int,
@@ -165,7 +161,6 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=2, help="training.threads (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=15, help="steps a point (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if min(options.rows) < 1 or options.threads < 1 or options.steps < 1:
         parser.error("rows, threads and steps are at least 1")

@@ -31,6 +31,7 @@ from benchmarks.harness import (
     FOLDER,
     counters,
     machine,
+    parser_of,
     running,
     skip_without,
     stage_shares,
@@ -153,11 +154,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("soak", __doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=400_000, help="of a round (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=2_000_000, help="that ids are of (default: %(default)s)")
@@ -166,7 +163,6 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--every", type=float, default=15.0, help="seconds between looks (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if options.minutes * 60 < 4 * options.every:
         parser.error("--minutes must leave room for four looks: a slope needs points")

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.end_to_end import work_of
-from benchmarks.harness import FOLDER, machine, skip_without, tell
+from benchmarks.harness import FOLDER, machine, parser_of, skip_without, tell
 from benchmarks.soak import slope_per_hour
 from benchmarks.soak_ledger import Ledger, longest_pause_s
 from benchmarks.soak_picture import draw
@@ -279,11 +279,7 @@ def _said(folder: Path) -> dict[str, int]:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak_restarts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("soak_restarts", __doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="how long (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=1500.0, help="samples a second (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=60_000, help="of a round (default: %(default)s)")
@@ -294,7 +290,6 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--every", type=float, default=5.0, help="seconds between looks (default: %(default)s)"
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw everything to this file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if restart_times(options.minutes)[0] < _RESTART_S_MIN:
         parser.error(f"--minutes must leave {_RESTART_S_MIN:g} s for each restart")

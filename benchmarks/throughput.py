@@ -38,6 +38,7 @@ from benchmarks.harness import (
     counters,
     data,
     machine,
+    parser_of,
     running,
     skip_without,
     stage_shares,
@@ -194,18 +195,13 @@ def _evaluate(samples: Data, batch: int) -> dict[str, Any]:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("throughput", __doc__)
     parser.add_argument(
         "--source", nargs="+", choices=SOURCES, default=list(SOURCES), help="what to read (default: all)"
     )
     parser.add_argument(
         "--batch", nargs="+", type=int, default=[64, 1024], help="samples a minibatch (default: 64 1024)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(arguments)
 
 

@@ -28,7 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import FOLDER, machine, tell
+from benchmarks.harness import FOLDER, at_least_one, machine, parser_of, tell
 from benchmarks.peers import peer
 from benchmarks.peers.rounds import Competitor, Failed
 from benchmarks.step_data import HIDDEN, StepData, Work
@@ -216,11 +216,7 @@ def disagreement(losses: Mapping[str, Sequence[float]]) -> str:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("train_step", __doc__)
     for name, default, words in (
         ("rounds", 7, "rounds of each"),
         ("steps", 12, "steps a round"),
@@ -230,11 +226,8 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         ("batch", 5000, "samples a step"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{words} (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    for name in ("rounds", "steps", "slots", "dim", "batch"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} {getattr(options, name)}: must be at least 1")
+    at_least_one(parser, options, "rounds", "steps", "slots", "dim", "batch")
     if options.rows < 2 * options.slots:
         parser.error(f"--rows {options.rows}: must be at least two a slot")
     return options

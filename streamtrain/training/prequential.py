@@ -153,12 +153,6 @@ class Prequential:
         self._window_samples = window_samples
         self._parts = {name: Accumulator(len(self.labels)) for name in ("total", "window", "last_window")}
 
-    def add(
-        self, logits: NDArray[np.float32], labels: NDArray[np.float32], weights: NDArray[np.float32]
-    ) -> None:
-        """Counts B samples: shapes as for `Accumulator.add`."""
-        self.count(measure(logits, labels, weights))
-
     def count(self, measured: Measured) -> None:
         """Counts samples that were measured already."""
         self._parts["total"].count(measured)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from streamtrain.training.prequential import Prequential
+from streamtrain.training.prequential import Prequential, measure
 
 
 def exact_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
@@ -35,7 +35,7 @@ def test_measures_equal_their_definitions(seed: int) -> None:
     measured = Prequential(["a", "b"], 10_000)
     for start in range(0, 300, 32):
         part = slice(start, start + 32)
-        measured.add(logits[part], labels[part], weights[part])
+        measured.count(measure(logits[part], labels[part], weights[part]))
     for i, name in enumerate(["a", "b"]):
         quality = measured.total()[name]
         p = 1 / (1 + np.exp(-logits[:, i].astype(np.float64)))
@@ -55,7 +55,7 @@ def test_measures_equal_their_definitions(seed: int) -> None:
 
 def test_measures_are_none_in_json_when_only_one_class_was_seen() -> None:
     measured = Prequential(["a"], 100)
-    measured.add(np.zeros((3, 1), np.float32), np.ones((3, 1), np.float32), np.ones(3, np.float32))
+    measured.count(measure(np.zeros((3, 1), np.float32), np.ones((3, 1), np.float32), np.ones(3, np.float32)))
     assert measured.total()["a"].as_dict()["auc"] is None
     assert measured.total()["a"].as_dict()["calibration"] == pytest.approx(0.5)
 
@@ -65,10 +65,10 @@ def test_window_holds_the_last_full_window_only() -> None:
     good = np.where(np.arange(100) % 2, 5.0, -5.0).astype(np.float32)[:, None]
     labels = (np.arange(100) % 2).astype(np.float32)[:, None]
     weights = np.ones(100, np.float32)
-    measured.add(-good, labels, weights)
+    measured.count(measure(-good, labels, weights))
     assert measured.window()["a"].auc == 0.0
-    measured.add(good, labels, weights)
-    measured.add(-good[:10], labels[:10], weights[:10])
+    measured.count(measure(good, labels, weights))
+    measured.count(measure(-good[:10], labels[:10], weights[:10]))
     assert measured.window()["a"].auc == 1.0
     assert measured.total()["a"].samples == 210
 
@@ -76,19 +76,21 @@ def test_window_holds_the_last_full_window_only() -> None:
 def test_state_continues_bit_for_bit() -> None:
     logits, labels, weights = samples(9)
     whole, first, second = (Prequential(["a", "b"], 70) for _ in range(3))
-    whole.add(logits[:100], labels[:100], weights[:100])
-    first.add(logits[:100], labels[:100], weights[:100])
+    whole.count(measure(logits[:100], labels[:100], weights[:100]))
+    first.count(measure(logits[:100], labels[:100], weights[:100]))
     second.load(first.state())
     for measured in (whole, second):
-        measured.add(logits[100:], labels[100:], weights[100:])
+        measured.count(measure(logits[100:], labels[100:], weights[100:]))
     assert all(np.array_equal(a, second.state()[name]) for name, a in whole.state().items())
     assert whole.window() == second.window()
 
 
 def test_extreme_logits_stay_finite() -> None:
     measured = Prequential(["a"], 100)
-    measured.add(
-        np.array([[1e30], [-1e30]], np.float32), np.array([[1], [0]], np.float32), np.ones(2, np.float32)
+    measured.count(
+        measure(
+            np.array([[1e30], [-1e30]], np.float32), np.array([[1], [0]], np.float32), np.ones(2, np.float32)
+        )
     )
     assert measured.total()["a"].auc == 1.0
     assert measured.total()["a"].log_loss == pytest.approx(0.0)
@@ -99,7 +101,7 @@ def test_auc_of_many_samples_is_exact_to_four_digits() -> None:
     logits = rng.normal(size=(200_000, 1)).astype(np.float32)
     labels = (rng.random((200_000, 1)) < 1 / (1 + np.exp(-logits))).astype(np.float32)
     measured = Prequential(["a"], 1_000_000)
-    measured.add(logits, labels, np.ones(200_000, np.float32))
+    measured.count(measure(logits, labels, np.ones(200_000, np.float32)))
     order = np.argsort(logits[:, 0], kind="stable")
     ranks = np.empty(len(order))
     ranks[order] = np.arange(1, len(order) + 1)
